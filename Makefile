@@ -1,0 +1,56 @@
+# Every target does its own set-up: Python 3.11+ and make are all that has to be there.
+#   make PYTHON=/path/to/python   build on this interpreter (its torch and ray are used when new enough)
+#   make VENV=/path               put the virtual environment elsewhere
+#   make PIP_ARGS='…'             pass arguments to pip, an index of CPU-only torch for example
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell for p in python3 python python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+PIP_ARGS ?=
+DEST ?=
+STAGING ?=
+PYTEST_ARGS ?=
+
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+CODE := $(wildcard ray_sink tests examples benchmarks .ci/*.py)
+
+.PHONY: help venv demo test lint types unit format wheel clean
+
+help: ## show this
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+venv: $(STAMP) ## make the virtual environment
+
+$(STAMP): pyproject.toml constraints.txt .ci/environment.py
+	@[ -n "$(PYTHON)" ] || { echo "no Python 3.11 or newer in PATH; name one: make PYTHON=…" >&2; exit 1; }
+	$(PYTHON) .ci/environment.py $(VENV) $(PIP_ARGS)
+	@touch $@
+
+demo: $(STAMP) ## real images, a bucket, a killed writer; DEST=… STAGING=… take other places
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/quickstart/main.py \
+		$(if $(DEST),--dest '$(DEST)') $(if $(STAGING),--staging '$(STAGING)')
+
+test: lint types unit ## everything that must pass: lint, types, tests
+
+lint: $(STAMP) ## ruff: rules and formatting
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+
+types: $(STAMP) ## mypy --strict
+	$(BIN)/python -m mypy $(CODE)
+
+unit: $(STAMP) ## the tests; PYTEST_ARGS='-k journal' for some of them
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: $(STAMP) ## let ruff rewrite
+	$(BIN)/python -m ruff check --fix
+	$(BIN)/python -m ruff format
+
+wheel: $(STAMP) ## build dist/*.whl and the sdist
+	$(BIN)/python -m hatchling build
+
+clean: ## remove the environment and what tools left
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
