@@ -1,0 +1,197 @@
+"""What a user can choose, as small frozen dataclasses that check themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from ray_sink.errors import ConfigError
+
+MiB = 2**20
+GiB = 2**30
+
+Ack = Literal["staged", "uploaded"]
+OnConflict = Literal["error", "replace", "keep"]
+Engine = Literal["auto", "obstore", "fsspec"]
+
+
+class SaveFormat(StrEnum):
+    """The formats that come with the package; a value's name in journals and manifests."""
+
+    PYTORCH_PT = "pytorch_pt"
+    """``.pt``, written by ``torch.save``, read by ``torch.load(weights_only=True)``."""
+    NUMPY_NPZ = "numpy_npz"
+    """``.npz``, read by ``numpy.load(allow_pickle=False)``."""
+    NUMPY_NPY = "numpy_npy"
+    """``.npy``: one tensor, or `DictMode.SPLIT`."""
+    SAFETENSORS = "safetensors"
+    """``.safetensors``: recommended for new work; bfloat16 and float8, no pickle, no copy."""
+
+
+class DictMode(StrEnum):
+    """What becomes of a mapping or a sequence of tensors."""
+
+    SINGLE = "single"
+    """One file holds all of them."""
+    SPLIT = "split"
+    """One file each: ``<key>_<name>``, ``<key>_<index>``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterOptions:
+    """The writer actors.
+
+    Attributes:
+        per_node: writer actors on each node that has producers.
+        threads: outputs that one writer encodes and writes at a time.
+        num_cpus: CPUs that Ray sets aside for each writer; 0 leaves Ray Data's own accounting alone.
+        memory_bytes: memory declared to Ray for each writer.
+        resources: custom resources that a writer's node must have; writers then go there and not to
+            the producers' nodes.
+        label_selector: labels that a writer's node must have, as above.
+        temp_dir: folder for local temp files on the writer's node; None: the system's.
+    """
+
+    per_node: int = 1
+    threads: int = 4
+    num_cpus: float = 0
+    memory_bytes: int = 512 * MiB
+    resources: Mapping[str, float] = field(default_factory=dict)
+    label_selector: Mapping[str, str] = field(default_factory=dict)
+    temp_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a field is out of range.
+        """
+        _at_least("WriterOptions.per_node", self.per_node, 1)
+        _at_least("WriterOptions.threads", self.threads, 1)
+        _at_least("WriterOptions.num_cpus", self.num_cpus, 0)
+        _at_least("WriterOptions.memory_bytes", self.memory_bytes, 0)
+        if self.temp_dir is not None and not Path(self.temp_dir).is_absolute():
+            raise ConfigError(f"WriterOptions.temp_dir must be absolute, got {self.temp_dir!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadOptions:
+    """The way to the object store.
+
+    Attributes:
+        engine: ``"auto"`` takes obstore where it knows the scheme and fsspec elsewhere.
+        uploaders: uploader actors; keys are shared out among them by hash.
+        concurrency: most objects in flight in one uploader.
+        buffer_bytes: most bytes of file contents that one uploader holds in memory.
+        multipart_above_bytes: files above this size go up in parts.
+        keep_staged: leave staged files where they are after upload instead of freeing them.
+        credentials: ``"module:function"``, called in the uploader's process only; returns a mapping of
+            credential options for the engine. None: environment, profile or workload identity.
+        storage_options: endpoint_url, region, ca_bundle, profile, sse_kms_key_id, storage_class for S3;
+            for other schemes, arguments of the fsspec filesystem. Never secrets: those are refused.
+    """
+
+    engine: Engine = "auto"
+    uploaders: int = 1
+    concurrency: int = 16
+    buffer_bytes: int = 512 * MiB
+    multipart_above_bytes: int = 256 * MiB
+    keep_staged: bool = False
+    credentials: str | None = None
+    storage_options: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a field is out of range, or ``storage_options`` holds a secret.
+        """
+        _one_of("UploadOptions.engine", self.engine, ("auto", "obstore", "fsspec"))
+        _at_least("UploadOptions.uploaders", self.uploaders, 1)
+        _at_least("UploadOptions.concurrency", self.concurrency, 1)
+        _at_least("UploadOptions.buffer_bytes", self.buffer_bytes, MiB)
+        _at_least("UploadOptions.multipart_above_bytes", self.multipart_above_bytes, 5 * MiB)
+        if self.credentials is not None and not _DOTTED.fullmatch(self.credentials):
+            raise ConfigError(
+                f"UploadOptions.credentials must look like 'package.module:function', got {self.credentials!r:.60}"
+            )
+        refuse_secrets(self.storage_options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the sink may use. When one is full the producer waits.
+
+    Attributes:
+        object_store_bytes: our objects in each node's object store; None: a fifth of it.
+        inflight_outputs: outputs that one producer may have accepted and not acknowledged.
+        temp_bytes: local temp files of one writer.
+        staging_bytes: staged files and temps on the shared filesystem that are not uploaded yet.
+        drain_s: how long leaving the ``with`` block by an exception waits for what was accepted, seconds.
+        takeover_s: how long an owner's counter must stand still until its run may be taken over, seconds.
+    """
+
+    object_store_bytes: int | None = None
+    inflight_outputs: int = 4096
+    temp_bytes: int = 4 * GiB
+    staging_bytes: int = 256 * GiB
+    drain_s: float = 60.0
+    takeover_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a field is out of range.
+        """
+        if self.object_store_bytes is not None:
+            _at_least("Limits.object_store_bytes", self.object_store_bytes, 1 * MiB)
+        _at_least("Limits.inflight_outputs", self.inflight_outputs, 1)
+        _at_least("Limits.temp_bytes", self.temp_bytes, 1 * MiB)
+        _at_least("Limits.staging_bytes", self.staging_bytes, 1 * MiB)
+        _at_least("Limits.drain_s", self.drain_s, 0)
+        _at_least("Limits.takeover_s", self.takeover_s, 1)
+
+
+_DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_SECRET = re.compile(
+    r"^(key|secret|token|password|passwd|pwd|sas_token|account_key|connection_string|credential|credentials"
+    r"|service_account_key|client_secret|username)$"
+    r"|secret|access_key|session_token|private_key|api_key|sas_key|shared_key|bearer",
+    re.IGNORECASE,
+)
+
+
+def refuse_secrets(options: Mapping[str, object], where: str = "storage_options") -> None:
+    """Refuse a mapping that carries credentials, at any depth.
+
+    Options travel through Ray to other processes and are shown by its state API: a secret in them is public.
+
+    Raises:
+        ConfigError: a name or a URL in `options` looks like a credential; its value is not repeated.
+    """
+    for name, value in options.items():
+        if _SECRET.search(str(name)):
+            raise ConfigError(
+                f"{where}[{name!r}] looks like a secret and would be visible in Ray's state API and logs. Give the"
+                " uploader its credentials by environment variables, a profile or workload identity, or name a"
+                " function that returns them: UploadOptions(credentials='module:function')"
+            )
+        if isinstance(value, Mapping):
+            refuse_secrets(value, f"{where}[{name!r}]")
+        elif isinstance(value, str) and re.search(r"://[^/@\s]+:[^/@\s]*@", value):
+            raise ConfigError(f"{where}[{name!r}] is a URL with a password in it; see UploadOptions.credentials")
+
+
+def _at_least(name: str, value: object, least: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+        raise ConfigError(f"{name} must be a number of at least {least}, got {value!r}")
+
+
+def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
