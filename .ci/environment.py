@@ -66,8 +66,8 @@ def main(target: str, pip_arguments: list[str]) -> None:
     if below:
         site = pathlib.Path(sysconfig.get_path("purelib", "venv", vars={"base": str(root)}))
         (site / "environment_below.pth").write_text("".join(f"{path}\n" for path in below))
-    pip = [root / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check"]
-    wanted = ["--constraint", constraints, "--editable", f"{PROJECT}[dev]"]
+    pip = [str(root / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
+    wanted = ["--constraint", str(constraints), "--editable", f"{PROJECT}[dev]"]
     subprocess.run([*pip, *pip_arguments, *wanted], check=True)
 
 
