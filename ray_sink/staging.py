@@ -1,0 +1,210 @@
+"""The staging folder: temps that are complete before the decision, names that appear only after it.
+
+Layout below the staging root::
+
+    <path of an output>                      staged files, under their final names
+    _ray_sink/<run>/journal/<term>           the ledger's journals
+    _ray_sink/<run>/tmp/<term>/<name>        attempts of the present life of the ledger
+    _ray_sink/<run>/fenced/<term>/<name>     what earlier lives left, until it is rolled forward or swept
+
+A *term* is one life of the ledger: epoch and restart, ``000002.001``. A new life first moves the temp folders of all
+earlier ones aside, with one rename each. Whatever an old writer still does then fails: it can neither create a temp
+nor publish one. That is the fence; no clock and no lock takes part in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ray_sink.checksum import Checksum
+from ray_sink.errors import StagingError
+from ray_sink.filesystem import Buffer, Filesystem
+from ray_sink.keys import RESERVED
+from ray_sink.records import FileRecord, Proposal, TempFile
+
+_TERM = re.compile(r"\d{6}\.\d{3}")
+
+
+def term_name(epoch: int, life: int) -> str:
+    """The term of the ledger's `life`-th start in `epoch`; names sort in the order of time."""
+    return f"{epoch:06d}.{life:03d}"
+
+
+class Staging:
+    """One run's part of the staging folder. Knows nothing of what is decided; does as the ledger says.
+
+    A writer calls, for each batch: `stage` for every file, `sync_temps` once, then (after the decision) `publish`
+    for the winners and `drop` for the losers. The ledger alone calls `begin_term`, `roll_forward` and `sweep`.
+    """
+
+    def __init__(self, fs: Filesystem, root: Path, run_id: str) -> None:
+        self.fs = fs
+        self.root = root
+        self.run_dir = root / RESERVED / run_id
+        self.journal_dir = self.run_dir / "journal"
+        self._tmp = self.run_dir / "tmp"
+        self._fenced = self.run_dir / "fenced"
+        self._made: set[Path] = set()
+
+    def stage(self, term: str, name: str, path: str, chunks: Iterable[Buffer]) -> TempFile:
+        """Write and fsync one file under a temp name; no reader looks there.
+
+        Args:
+            term: the term of the ledger that will be asked.
+            name: unique among all attempts, e.g. attempt id and file number.
+            path: the final relative path.
+            chunks: the contents.
+
+        Raises:
+            StagingError: the term is fenced, the disk is full, or a write or fsync failed. The temp is then gone
+                or will be swept; a later try must use another name.
+        """
+        target = self._tmp / term / name
+        checksum = Checksum()
+        size = 0
+        try:
+            file = self.fs.create(target)
+            try:
+                for chunk in chunks:
+                    checksum.update(chunk)
+                    file.write(chunk)
+                    size += len(chunk)
+                file.sync()
+            finally:
+                file.close()
+        except FileNotFoundError as error:
+            raise StagingError(
+                f"the temp folder of term {term} is gone: a newer owner has taken the run over"
+            ) from error
+        except OSError as error:
+            self._remove_quietly(target)
+            raise StagingError(f"could not stage {path!r}: {error}") from error
+        return TempFile(f"{term}/{name}", FileRecord(path, size, checksum.text))
+
+    def sync_temps(self, term: str) -> None:
+        """Make the names of this term's temps durable. Without it a decided attempt could be lost at a power cut."""
+        try:
+            self.fs.sync_dir(self._tmp / term)
+        except OSError as error:
+            raise StagingError(f"the temp folder of term {term} cannot be synced: {error}") from error
+
+    def publish(self, proposals: Sequence[Proposal]) -> list[str]:
+        """Move decided attempts to their final names, durably. May be repeated, by anyone, at any time.
+
+        Returns:
+            Keys of which a file is neither under its temp name nor under its final one: published, uploaded and
+            freed by others, or fenced. The ledger knows which.
+
+        Raises:
+            StagingError: a rename failed and both names were looked at, or another file is in the place.
+        """
+        return self._publish(proposals, self._tmp)
+
+    def _publish(self, proposals: Sequence[Proposal], folder: Path) -> list[str]:
+        vanished: list[str] = []
+        touched: set[Path] = set()
+        for proposal in proposals:
+            for temp in proposal.files:
+                source, target = folder / temp.temp, self.root / temp.file.path
+                self._make_parent(target)
+                try:
+                    self.fs.rename(source, target)
+                except OSError as error:
+                    if not self._adopt(source, target, temp.file, error):
+                        vanished.append(proposal.key)
+                        break
+                # an adopted file's publisher may have died before its fsync of the folder
+                touched.add(target.parent)
+        for parent in sorted(touched):
+            self.fs.sync_dir(parent)
+        return vanished
+
+    def _adopt(self, source: Path, target: Path, file: FileRecord, error: OSError) -> bool:
+        """After a failed rename, look at both names (NFS may have renamed and reported an error).
+
+        Returns:
+            Whether the file is published; False when there is none under either name.
+        """
+        if self.fs.size(source) is not None:
+            self._made.discard(target.parent)
+            self._make_parent(target)
+            try:
+                self.fs.rename(source, target)
+            except OSError as again:
+                if self.fs.size(source) is not None:
+                    raise StagingError(f"could not publish {file.path!r}: {again}") from error
+        size = self.fs.size(target)
+        if size is not None and size != file.bytes:
+            raise StagingError(
+                f"{target} holds {size} bytes where {file.bytes} were decided: something else writes into the"
+                " staging folder"
+            ) from error
+        return size is not None
+
+    def _make_parent(self, target: Path) -> None:
+        if target.parent not in self._made:
+            self.fs.make_dirs(target.parent, below=self.root)
+            self._made.add(target.parent)
+
+    def drop(self, proposals: Iterable[Proposal]) -> None:
+        """Remove the temps of attempts that lost."""
+        for proposal in proposals:
+            for temp in proposal.files:
+                self._remove_quietly(self._tmp / temp.temp)
+
+    def free(self, files: Iterable[FileRecord]) -> None:
+        """Remove staged files whose upload is in the journal."""
+        for file in files:
+            self.fs.remove(self.root / file.path)
+
+    def _remove_quietly(self, path: Path) -> None:
+        try:
+            self.fs.remove(path)
+        except OSError:
+            # what stays behind is swept when the run ends or is taken over
+            return
+
+    def begin_term(self, term: str) -> None:
+        """Fence every earlier term and open a temp folder for this one."""
+        self.fs.make_dirs(self._tmp, below=self.root)
+        self.fs.make_dirs(self._fenced, below=self.root)
+        for old in self.fs.list(self._tmp):
+            if _TERM.fullmatch(old) and old < term:
+                self.fs.rename(self._tmp / old, self._fenced / old)
+        self.fs.sync_dir(self._tmp)
+        self.fs.sync_dir(self._fenced)
+        self.fs.make_dirs(self._tmp / term, below=self.root)
+
+    def roll_forward(self, proposals: Sequence[Proposal]) -> None:
+        """Publish what earlier terms decided and did not publish; `begin_term` comes first.
+
+        Which those are is told by a listing of the fenced temps alone, never of the world.
+        """
+        left = {
+            f"{old}/{name}"
+            for old in self.fs.list(self._fenced)
+            for name in self.fs.list(self._fenced / old)
+        }
+        pending = [p for p in proposals if any(temp.temp in left for temp in p.files)]
+        self._publish(pending, self._fenced)
+
+    def sweep(self, *, keep: str | None = None) -> None:
+        """Remove the temps of all terms that are fenced, and of the present ones except `keep`."""
+        for folder in (self._fenced, self._tmp):
+            for term in self.fs.list(folder):
+                if term == keep:
+                    continue
+                for name in self.fs.list(folder / term):
+                    self.fs.remove(folder / term / name)
+                self.fs.remove_dir(folder / term)
+
+    def temps(self) -> list[str]:
+        """Names of all temps of all terms, for checks and clean-up reports."""
+        return [
+            f"{folder.name}/{term}/{name}"
+            for folder in (self._tmp, self._fenced)
+            for term in self.fs.list(folder)
+            for name in self.fs.list(folder / term)
+        ]
