@@ -51,7 +51,9 @@ def _complaint(key: str, suffix: str) -> str | None:
     except UnicodeEncodeError:
         return "has a lone surrogate, which no UTF-8 file name can hold"
     if len(encoded) + len(suffix.encode()) > MAX_KEY_BYTES:
-        return f"is {len(encoded)} bytes long with {len(suffix.encode())} of suffix; at most {MAX_KEY_BYTES} are allowed"
+        return (
+            f"is {len(encoded)} bytes long with {len(suffix.encode())} of suffix; at most {MAX_KEY_BYTES} are allowed"
+        )
     components = key.split("/")
     for index, component in enumerate(components):
         if component == "":

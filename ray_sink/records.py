@@ -269,9 +269,7 @@ class RunStatus:
     conflicts: ConflictCounts = field(default_factory=ConflictCounts)
 
 
-def receipt_of(
-    proposal: Proposal, state: State, base_uri: str, verification: Verification | None = None
-) -> Receipt:
+def receipt_of(proposal: Proposal, state: State, base_uri: str, verification: Verification | None = None) -> Receipt:
     """The receipt for a decided attempt whose files are found below `base_uri`."""
     return Receipt(
         key=proposal.key,

@@ -182,11 +182,7 @@ class Staging:
 
         Which those are is told by a listing of the fenced temps alone, never of the world.
         """
-        left = {
-            f"{old}/{name}"
-            for old in self.fs.list(self._fenced)
-            for name in self.fs.list(self._fenced / old)
-        }
+        left = {f"{old}/{name}" for old in self.fs.list(self._fenced) for name in self.fs.list(self._fenced / old)}
         pending = [p for p in proposals if any(temp.temp in left for temp in p.files)]
         self._publish(pending, self._fenced)
 
