@@ -255,6 +255,7 @@ class RunStatus:
         staged_bytes: bytes in the staging folder that wait for upload or for being freed.
         failures: reason by key, for outputs that could not be committed.
         open_producers: names of producers that have not said goodbye.
+        unfinished: why the run cannot be sealed yet, besides outputs under way; empty when it can.
         rows: row counts reported so far.
         conflicts: conflict counts so far.
     """
@@ -265,6 +266,7 @@ class RunStatus:
     staged_bytes: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     open_producers: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
     rows: RowCounts = field(default_factory=RowCounts)
     conflicts: ConflictCounts = field(default_factory=ConflictCounts)
 

@@ -114,7 +114,6 @@ class Staging:
                 except OSError as error:
                     if not self._adopt(source, target, temp.file, error):
                         vanished.append(proposal.key)
-                        break
                 # an adopted file's publisher may have died before its fsync of the folder
                 touched.add(target.parent)
         for parent in sorted(touched):
@@ -177,14 +176,17 @@ class Staging:
         self.fs.sync_dir(self._fenced)
         self.fs.make_dirs(self._tmp / term, below=self.root)
 
-    def roll_forward(self, proposals: Sequence[Proposal]) -> None:
+    def roll_forward(self, proposals: Sequence[Proposal]) -> list[str]:
         """Publish what earlier terms decided and did not publish; `begin_term` comes first.
 
         Which those are is told by a listing of the fenced temps alone, never of the world.
+
+        Returns:
+            As `publish`.
         """
         left = {f"{old}/{name}" for old in self.fs.list(self._fenced) for name in self.fs.list(self._fenced / old)}
         pending = [p for p in proposals if any(temp.temp in left for temp in p.files)]
-        self._publish(pending, self._fenced)
+        return self._publish(pending, self._fenced)
 
     def sweep(self, *, keep: str | None = None) -> None:
         """Remove the temps of all terms that are fenced, and of the present ones except `keep`."""

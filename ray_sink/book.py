@@ -1,0 +1,279 @@
+"""What a run's journal adds up to: every key with its decided attempt, and all else that close() must know.
+
+The records, by their one name each (a file holds any number of them after its ``open``):
+
+=============  =========================================================================================
+``open``       first in each file: run, epoch, term, and how many bytes of each older file count
+``decided``    a batch of ``[key, attempt, source, notes, [[temp, path, bytes, checksum], …]]``
+``kept``       a batch of ``[key, [[path, bytes], …]]`` where another run's output stayed
+``uploaded``   a batch of ``[term, seq of the decided record, [index, …], verification]``
+``multipart``  ``[path, upload id]`` of a multipart upload that is about to send its first part
+``producer``   a producer's name; ``goodbye``: its name, its number of tickets, its failures
+``dataset``    a dataset's id, state and row counts
+=============  =========================================================================================
+
+``decided`` and ``uploaded`` records also carry the conflict counts so far. Readers skip records that they do not know
+the name of only if its name begins with ``x-``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from ray_sink.errors import JournalCorruptError
+from ray_sink.filesystem import Filesystem
+from ray_sink.journal import read_journal
+from ray_sink.records import (
+    ConflictCounts,
+    FileRecord,
+    MultipartUpload,
+    Proposal,
+    RowCounts,
+    RunInfo,
+    TempFile,
+    Verification,
+)
+
+
+class DatasetState(StrEnum):
+    """How a dataset that runs through the sink stands."""
+
+    OPEN = "open"
+    COMPLETE = "complete"
+    INCOMPLETE = "incomplete"
+
+
+@dataclass(slots=True)
+class Entry:
+    """One decided key.
+
+    Attributes:
+        proposal: the winning attempt.
+        decided: term and sequence number of its record, and its place in it.
+        uploaded: what its upload proved, or None.
+    """
+
+    proposal: Proposal
+    decided: tuple[str, int, int]
+    uploaded: Verification | None = None
+
+
+@dataclass(slots=True)
+class Dataset:
+    """One dataset that runs through the sink; `reason` says why it is incomplete."""
+
+    epoch: int
+    state: DatasetState
+    rows: RowCounts
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JournalPart:
+    """A journal file and how much of it counts."""
+
+    name: str
+    bytes: int
+
+
+class Book:
+    """The sum of the records. `apply` is the only way in, for live records and for those read back alike."""
+
+    def __init__(self) -> None:
+        self.info: RunInfo | None = None
+        self.epoch = 0
+        self.term = ""
+        self.entries: dict[str, Entry] = {}
+        self.kept: dict[str, tuple[FileRecord, ...]] = {}
+        self.paths: dict[str, str] = {}
+        self.folders: dict[str, str] = {}
+        self.multiparts: dict[str, MultipartUpload] = {}
+        self.producers: dict[str, int] = {}
+        self.goodbyes: dict[str, int] = {}
+        self.failures: dict[str, str] = {}
+        self.datasets: dict[str, Dataset] = {}
+        self.conflicts = ConflictCounts()
+        self._decided: dict[tuple[str, int], list[str]] = {}
+
+    def apply(self, record: Mapping[str, Any], seq: int) -> None:
+        """Take in one record.
+
+        Raises:
+            JournalCorruptError: the record means nothing to this version.
+        """
+        name = record.get("is")
+        method = getattr(self, f"_apply_{name}", None)
+        if method is None:
+            if isinstance(name, str) and name.startswith("x-"):
+                return
+            raise JournalCorruptError(f"journal record of unknown kind {name!r}: written by a newer version?")
+        method(record, seq)
+
+    def _apply_open(self, record: Mapping[str, Any], seq: int) -> None:
+        self.info = RunInfo(**record["run"])
+        self.epoch, self.term = record["epoch"], record["term"]
+
+    def _apply_decided(self, record: Mapping[str, Any], seq: int) -> None:
+        keys = []
+        for index, item in enumerate(record["batch"]):
+            proposal = proposal_from(item)
+            keys.append(proposal.key)
+            self.entries[proposal.key] = Entry(proposal, (self.term, seq, index))
+            for temp in proposal.files:
+                self.paths[temp.file.path] = proposal.key
+                for folder in folders_of(temp.file.path):
+                    self.folders[folder] = proposal.key
+        self._decided[self.term, seq] = keys
+        self.conflicts = ConflictCounts(**record["conflicts"])
+
+    def _apply_kept(self, record: Mapping[str, Any], seq: int) -> None:
+        for key, files in record["batch"]:
+            self.kept[key] = tuple(FileRecord(path, size, "") for path, size in files)
+        self.conflicts = ConflictCounts(**record["conflicts"])
+
+    def _apply_uploaded(self, record: Mapping[str, Any], seq: int) -> None:
+        for term, decided_seq, indices, verification in record["batch"]:
+            keys = self._decided[term, decided_seq]
+            for index in indices:
+                entry = self.entries[keys[index]]
+                entry.uploaded = Verification(verification)
+                paths = {temp.file.path for temp in entry.proposal.files}
+                ended = [upload for upload in self.multiparts.values() if upload.path in paths]
+                for upload in ended:
+                    del self.multiparts[upload.upload_id]
+        self.conflicts = ConflictCounts(**record["conflicts"])
+
+    def _apply_multipart(self, record: Mapping[str, Any], seq: int) -> None:
+        upload = MultipartUpload(record["path"], record["upload_id"])
+        self.multiparts[upload.upload_id] = upload
+
+    def _apply_producer(self, record: Mapping[str, Any], seq: int) -> None:
+        self.producers[record["name"]] = self.epoch
+
+    def _apply_goodbye(self, record: Mapping[str, Any], seq: int) -> None:
+        self.producers.pop(record["name"], None)
+        self.goodbyes[record["name"]] = self.epoch
+        self.failures.update(record["failures"])
+
+    def _apply_dataset(self, record: Mapping[str, Any], seq: int) -> None:
+        self.datasets[record["id"]] = Dataset(
+            self.epoch, DatasetState(record["state"]), RowCounts(**record["rows"]), record["reason"]
+        )
+
+    def unfinished(self) -> list[str]:
+        """Why the run, as this epoch ran it, cannot be sealed; empty when it can.
+
+        What an older epoch left open counts until this epoch has done work of the same kind: a restarted script
+        does everything again, a script that only opens and closes the run does not.
+        """
+        reasons = [
+            f"dataset {name} {'was never run to its end' if d.state is DatasetState.OPEN else d.reason}"
+            for name, d in self.datasets.items()
+            if d.epoch == self.epoch and d.state is not DatasetState.COMPLETE
+        ]
+        ran = any(d.epoch == self.epoch for d in self.datasets.values())
+        left = any(d.epoch < self.epoch and d.state is not DatasetState.COMPLETE for d in self.datasets.values())
+        if left and not ran:
+            reasons.append("an earlier driver left a dataset unfinished, and this one ran none: run the script again")
+        reasons += [f"producer {name} never closed its handle" for name in self.open_producers()]
+        wrote = any(epoch == self.epoch for epoch in self.goodbyes.values())
+        if any(epoch < self.epoch for epoch in self.producers.values()) and not (wrote or ran):
+            reasons.append("producers of an earlier driver never closed their handles, and this driver had none")
+        return reasons
+
+    def open_producers(self) -> list[str]:
+        """Names of this epoch's producers that have not said goodbye."""
+        return [name for name, epoch in self.producers.items() if epoch == self.epoch]
+
+    def rows(self) -> RowCounts:
+        """Row counts of this epoch's datasets together."""
+        return sum((d.rows for d in self.datasets.values() if d.epoch == self.epoch), RowCounts())
+
+
+def record_of(proposal: Proposal) -> list[Any]:
+    """A proposal as the journal holds it."""
+    return [
+        proposal.key,
+        proposal.attempt,
+        proposal.source,
+        list(proposal.notes),
+        [[t.temp, t.file.path, t.file.bytes, t.file.checksum] for t in proposal.files],
+    ]
+
+
+def proposal_from(item: Sequence[Any]) -> Proposal:
+    """The inverse of `record_of`."""
+    key, attempt, source, notes, files = item
+    temps = tuple(TempFile(temp, FileRecord(path, size, checksum)) for temp, path, size, checksum in files)
+    return Proposal(key, attempt, temps, source, tuple(notes))
+
+
+def folders_of(path: str) -> Iterator[str]:
+    """Every folder above the relative path `path`, the nearest first."""
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+@dataclass(slots=True)
+class History:
+    """A run's journals, read back.
+
+    Attributes:
+        book: their sum.
+        parts: the files that count and how far, oldest first.
+        names: every journal file that is there, also those that do not count.
+    """
+
+    book: Book = field(default_factory=Book)
+    parts: list[JournalPart] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+
+def read_history(fs: Filesystem, journal_dir: Path, *, live: bool = False) -> History:
+    """Read what a run decided.
+
+    The newest file that has its ``open`` record says which older files count and how far: what a fenced ledger wrote
+    behind its successor's back is not among them, and was never acknowledged.
+
+    Args:
+        fs: the staging filesystem.
+        journal_dir: the run's journal folder; may be missing.
+        live: a ledger may be writing (the command line looks on): stop at what does not make sense yet.
+
+    Raises:
+        JournalCorruptError: a record is damaged.
+    """
+    history = History(names=fs.list(journal_dir))
+    for name in reversed(history.names):
+        data = fs.read(journal_dir / name)
+        records = list(read_journal(data, name=name, live=live))
+        if not records:
+            continue  # this life of the ledger died before its first word: it decided nothing
+        for part in records[0].payload["parts"]:
+            older = JournalPart(*part)
+            old = fs.read(journal_dir / older.name)
+            for record in read_journal(old, name=older.name, end=older.bytes):
+                history.book.apply(record.payload, record.seq)
+            history.parts.append(older)
+        for record in records:
+            history.book.apply(record.payload, record.seq)
+        history.parts.append(JournalPart(name, records[-1].end))
+        break
+    return history
+
+
+def open_record(info: RunInfo, epoch: int, term: str, parts: Sequence[JournalPart]) -> dict[str, Any]:
+    """The first record of a journal file."""
+    return {
+        "is": "open",
+        "version": 1,
+        "run": asdict(info),
+        "epoch": epoch,
+        "term": term,
+        "parts": [[part.name, part.bytes] for part in parts],
+    }

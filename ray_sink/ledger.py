@@ -1,0 +1,331 @@
+"""The ledger: decides keys, once, durably, in one place, and remembers each one's state.
+
+Every change is one journal record before anybody hears of it; `ray_sink.book` says which. One instance, one thread at a
+time: the coordinator gathers what has come in, calls once, and answers everybody.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from ray_sink.book import Book, DatasetState, Entry, open_record, read_history, record_of
+from ray_sink.config import OnConflict
+from ray_sink.deciding import Round, kept_receipt
+from ray_sink.errors import (
+    RunFencedError,
+    RunMismatchError,
+    StagingError,
+)
+from ray_sink.journal import Journal
+from ray_sink.records import (
+    ConflictCounts,
+    Decision,
+    FileRecord,
+    MultipartUpload,
+    Proposal,
+    Receipt,
+    RowCounts,
+    RunInfo,
+    RunStatus,
+    State,
+    UploadOutcome,
+    UploadTask,
+    receipt_of,
+)
+from ray_sink.staging import Staging, term_name
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerOptions:
+    """What a ledger is told about its run besides `RunInfo`.
+
+    Attributes:
+        on_conflict: what to do with another run's output under a key.
+        foreign: paths and sizes that were found at the destination and in staging when the sink started; those that
+            the journal knows are taken out.
+        uploaders: among how many uploaders keys are shared out.
+    """
+
+    on_conflict: OnConflict = "error"
+    foreign: Mapping[str, int] = field(default_factory=dict)
+    uploaders: int = 1
+
+
+class Ledger:
+    """See the module's text. Made by `open`."""
+
+    def __init__(
+        self, journal: Journal, staging: Staging, book: Book, info: RunInfo, term: str, options: LedgerOptions
+    ) -> None:
+        self.term = term
+        self.abandoned_multiparts: tuple[MultipartUpload, ...] = tuple(book.multiparts.values())
+        self._journal = journal
+        self._staging = staging
+        self._book = book
+        self._info = info
+        self._options = options
+        self._foreign = {path: size for path, size in options.foreign.items() if path not in book.paths}
+        self._published: set[str] = set()
+        self._queues: list[deque[str]] = [deque() for _ in range(options.uploaders)]
+        self._uploading: list[set[str]] = [set() for _ in range(options.uploaders)]
+        self._failures: dict[str, str] = {}
+        self._staged_bytes = 0
+        self._uploaded = sum(entry.uploaded is not None for entry in book.entries.values())
+        self._fenced_by: str | None = None
+
+    @classmethod
+    def open(cls, staging: Staging, info: RunInfo, epoch: int, options: LedgerOptions) -> Ledger:
+        """Begin a new life of the run's ledger: fence the older ones, read what they decided, roll it forward.
+
+        May be repeated after a crash at any point. The caller owns `epoch`.
+
+        Raises:
+            RunMismatchError: the run id belongs to another run; nothing was changed.
+            RunFencedError: a newer epoch has written here.
+            JournalCorruptError: a journal is damaged.
+        """
+        fs = staging.fs
+        check_same_run(read_history(fs, staging.journal_dir).book.info, info)
+        fs.make_dirs(staging.journal_dir, below=staging.root)
+        names = fs.list(staging.journal_dir)
+        if any(name > term_name(epoch, 999) for name in names):
+            raise RunFencedError(f"run {info.run_id!r} was taken over by epoch {int(max(names).partition('.')[0])}")
+        lives = [int(name.rpartition(".")[2]) for name in names if name.startswith(f"{epoch:06d}.")]
+        term = term_name(epoch, max(lives, default=0) + 1)
+        journal = Journal(fs, staging.journal_dir / term)
+        staging.begin_term(term)
+        # only now: what a fenced ledger still writes cannot be published any more
+        history = read_history(fs, staging.journal_dir)
+        first = open_record(info, epoch, term, history.parts)
+        history.book.apply(first, journal.append(first))
+        ledger = cls(journal, staging, history.book, info, term, options)
+        ledger._roll_forward_older()
+        staging.sweep(keep=term)
+        return ledger
+
+    def _roll_forward_older(self) -> None:
+        pending = [entry.proposal for entry in self._book.entries.values() if entry.uploaded is None]
+        self._note_all_published(pending, self._staging.roll_forward(pending))
+        self._staged_bytes = sum(temp.file.bytes for proposal in pending for temp in proposal.files)
+
+    # -- deciding ----------------------------------------------------------------------------------------------------
+
+    def decide(self, proposals: Sequence[Proposal]) -> list[Decision]:
+        """Decide a batch of keys with one journal record. May be repeated with the same proposals.
+
+        Returns:
+            A decision for each proposal, in order; when it is returned, it survives a power cut.
+
+        Raises:
+            RunFencedError: a newer owner has the run.
+            OSError: the journal failed; what of the batch is decided, only the next life can tell.
+        """
+        self._check_fence()
+        batch = Round(self._book, self._options.on_conflict, self._foreign, self._info, self.term)
+        answers = [batch.judge(proposal, self.receipt) for proposal in proposals]
+        tally = asdict(batch.counts)
+        if batch.fresh:
+            rows = [record_of(proposal) for proposal in batch.fresh.values()]
+            self._write({"is": "decided", "batch": rows, "conflicts": tally})
+            self._staged_bytes += sum(t.file.bytes for p in batch.fresh.values() for t in p.files)
+        if batch.kept:
+            left = [[key, [[f.path, f.bytes] for f in files]] for key, files in batch.kept.items()]
+            self._write({"is": "kept", "batch": left, "conflicts": tally})
+        self._book.conflicts = batch.counts
+        return answers
+
+    # -- after the decision ------------------------------------------------------------------------------------------
+
+    def published(self, attempts: Iterable[tuple[str, str]]) -> None:
+        """Note that decided attempts, as (key, attempt), are under their final names, durably."""
+        for key, attempt in attempts:
+            entry = self._book.entries.get(key)
+            if entry is not None and entry.proposal.attempt == attempt and key not in self._published:
+                self._note_published(entry.proposal)
+
+    def _note_published(self, proposal: Proposal) -> None:
+        self._published.add(proposal.key)
+        if self._info.dest is not None:
+            self._queues[self._uploader_of(proposal.key)].append(proposal.key)
+
+    def publish_rest(self) -> None:
+        """Roll forward what is decided and not known to be published: its writer died in between."""
+        rest = [e.proposal for k, e in self._book.entries.items() if not e.uploaded and k not in self._published]
+        self._note_all_published(rest, self._staging.publish(rest))
+
+    def _note_all_published(self, proposals: Sequence[Proposal], vanished: Sequence[str]) -> None:
+        for proposal in proposals:
+            # with a destination, its uploader looks there before it calls a missing file lost
+            if self._info.dest is None and proposal.key in vanished:
+                self._failures[proposal.key] = "its decided files are gone from the staging folder"
+            else:
+                self._note_published(proposal)
+
+    def receipt(self, key: str) -> Receipt | None:
+        """The one receipt of `key`, or None while it is not published."""
+        entry = self._book.entries.get(key)
+        if entry is None:
+            return kept_receipt(key, self._book.kept[key], self._info) if key in self._book.kept else None
+        return self._receipt(entry)
+
+    def _receipt(self, entry: Entry) -> Receipt | None:
+        if entry.uploaded is not None:
+            return receipt_of(entry.proposal, State.UPLOADED, self._info.dest or "", entry.uploaded)
+        if entry.proposal.key in self._published:
+            return receipt_of(entry.proposal, State.STAGED, self._info.staging)
+        return None
+
+    # -- uploading ---------------------------------------------------------------------------------------------------
+
+    def take_uploads(self, uploader: int, *, max_outputs: int, max_bytes: int) -> list[UploadTask]:
+        """Hand published outputs to an uploader; at least one, however large, when there is one."""
+        queue, busy = self._queues[uploader], self._uploading[uploader]
+        tasks: list[UploadTask] = []
+        size = 0
+        while queue and len(tasks) < max_outputs:
+            entry = self._book.entries[queue[0]]
+            task = UploadTask(
+                entry.proposal.key,
+                entry.proposal.attempt,
+                tuple(temp.file for temp in entry.proposal.files),
+                replace=self._options.on_conflict == "replace",
+            )
+            size += task.bytes
+            if tasks and size > max_bytes:
+                break
+            busy.add(queue.popleft())
+            tasks.append(task)
+        return tasks
+
+    def reset_uploader(self, uploader: int) -> None:
+        """An uploader starts anew: what its predecessor had taken goes back to its queue."""
+        self._queues[uploader].extendleft(sorted(self._uploading[uploader]))
+        self._uploading[uploader].clear()
+
+    def multipart_started(self, upload: MultipartUpload) -> None:
+        """Journal a multipart upload before its first part is sent."""
+        self._write({"is": "multipart", "path": upload.path, "upload_id": upload.upload_id})
+
+    def uploaded(self, outcomes: Sequence[UploadOutcome]) -> list[FileRecord]:
+        """Journal a batch of uploads with one record; failed ones become failures of the run.
+
+        Returns:
+            Staged files that may be freed now.
+        """
+        self._check_fence()
+        batch: dict[tuple[str, int, str], list[int]] = {}
+        done: list[Entry] = []
+        for outcome in outcomes:
+            self._uploading[self._uploader_of(outcome.key)].discard(outcome.key)
+            entry = self._book.entries[outcome.key]
+            if outcome.error is not None:
+                self._failures[outcome.key] = str(outcome.error)
+                continue
+            if entry.uploaded is None and outcome.attempt == entry.proposal.attempt and outcome.verification:
+                term, seq, index = entry.decided
+                batch.setdefault((term, seq, outcome.verification), []).append(index)
+                done.append(entry)
+        if batch:
+            rows = [[term, seq, sorted(indices), how] for (term, seq, how), indices in batch.items()]
+            self._write({"is": "uploaded", "batch": rows, "conflicts": asdict(self._book.conflicts)})
+        for entry in done:
+            self._uploaded += 1
+            self._published.discard(entry.proposal.key)
+            self._failures.pop(entry.proposal.key, None)
+            self._staged_bytes -= sum(temp.file.bytes for temp in entry.proposal.files)
+        return [temp.file for entry in done for temp in entry.proposal.files]
+
+    def _uploader_of(self, key: str) -> int:
+        return zlib.crc32(key.encode()) % self._options.uploaders
+
+    # -- producers and datasets --------------------------------------------------------------------------------------
+
+    def producer_opened(self, name: str) -> None:
+        """A producer took a handle; the run cannot be sealed until it says goodbye."""
+        self._write({"is": "producer", "name": name})
+
+    def producer_closed(self, name: str, tickets: int, failures: Mapping[str, str]) -> None:
+        """A producer's goodbye, with the number of tickets it issued and the keys that failed it, by reason."""
+        self._write({"is": "goodbye", "name": name, "tickets": tickets, "failures": dict(failures)})
+
+    def dataset(self, dataset_id: str, state: DatasetState, rows: RowCounts, reason: str | None = None) -> None:
+        """A dataset began or ended."""
+        self._write({"is": "dataset", "id": dataset_id, "state": state.value, "rows": asdict(rows), "reason": reason})
+
+    # -- the whole ---------------------------------------------------------------------------------------------------
+
+    def fence(self, by: str) -> None:
+        """Refuse everything from now on: a newer owner has the run."""
+        self._fenced_by = by
+
+    def _check_fence(self) -> None:
+        if self._fenced_by is not None:
+            raise RunFencedError(f"run {self._info.run_id!r} was taken over by {self._fenced_by}")
+
+    def _write(self, record: dict[str, object]) -> None:
+        self._check_fence()
+        self._book.apply(record, self._journal.append(record))
+
+    def status(self) -> RunStatus:
+        """Where the run stands."""
+        failures = {
+            key: reason
+            for key, reason in {**self._book.failures, **self._failures}.items()
+            if key in self._failures or key not in self._book.entries
+        }
+        return RunStatus(
+            decided=len(self._book.entries),
+            staged=len(self._published),
+            uploaded=self._uploaded,
+            staged_bytes=self._staged_bytes,
+            failures=failures,
+            open_producers=tuple(self._book.open_producers()),
+            unfinished=tuple(self._book.unfinished()),
+            rows=self._book.rows(),
+            conflicts=self._book.conflicts,
+        )
+
+    @property
+    def conflicts(self) -> ConflictCounts:
+        """Conflict counts so far."""
+        return self._book.conflicts
+
+    def receipts(self) -> Iterator[Receipt]:
+        """All receipts, by key; the manifest's rows.
+
+        Raises:
+            StagingError: a decided key is not published; call `publish_rest` first.
+        """
+        for key in sorted({*self._book.entries, *self._book.kept}):
+            receipt = self.receipt(key)
+            if receipt is None:
+                raise StagingError(f"key {key!r} is decided and not published")
+            yield receipt
+
+    def keys(self) -> list[str]:
+        """All keys that are decided or kept: computing them again is in vain."""
+        return [*self._book.entries, *self._book.kept]
+
+    def close(self) -> None:
+        """Close the journal; what follows belongs to the next life."""
+        self._journal.close()
+
+
+def check_same_run(known: RunInfo | None, wanted: RunInfo) -> None:
+    """Refuse to go on with another run's journal.
+
+    Raises:
+        RunMismatchError: naming what differs, with both values.
+    """
+    if known is None:
+        return
+    for name in ("run_id", "dest", "save_format", "dict_mode", "fingerprint"):
+        old, new = getattr(known, name), getattr(wanted, name)
+        if old != new:
+            raise RunMismatchError(
+                f"run {known.run_id!r} was started with {name}={old!r}, and this is {name}={new!r}. Go on with the"
+                " same value, or give this run another run_id"
+            )

@@ -1,0 +1,215 @@
+"""The sealed set of receipts of a run, and the one object that says so.
+
+Below the destination (or the staging folder, where that is the destination)::
+
+    _ray_sink/<run>/manifest-<epoch>-<hash>.parquet    one row a key; any number of files
+    _ray_sink/<run>/_SUCCESS                           JSON, created once, last; names the manifest files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from ray_sink.errors import ObjectExistsError, ObjectMissingError, RunError, RunFencedError
+from ray_sink.keys import RESERVED
+from ray_sink.records import ConflictCounts, FileRecord, Receipt, RowCounts, RunInfo, State, Verification
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ray_sink.stores.base import Store
+
+SUCCESS: Final = "_SUCCESS"
+_ROWS_A_FILE: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFile:
+    """One Parquet file of a manifest; `path` is relative to the destination."""
+
+    path: str
+    bytes: int
+    outputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What ``_SUCCESS`` says.
+
+    Attributes:
+        run: the run.
+        epoch: its last owner.
+        manifest: its manifest files.
+        outputs: number of keys.
+        files: number of files.
+        total_bytes: size of all files together, in bytes.
+        verification: the weakest proof among the uploads; None where nothing was uploaded.
+        rows: rows that went in, came out and were skipped, in the datasets of the epoch that sealed.
+        conflicts: how often the sink had to choose.
+    """
+
+    run: RunInfo
+    epoch: int
+    manifest: tuple[ManifestFile, ...]
+    outputs: int
+    files: int
+    total_bytes: int
+    verification: Verification | None
+    rows: RowCounts
+    conflicts: ConflictCounts
+
+    def to_json(self) -> bytes:
+        """As ``_SUCCESS`` holds it."""
+        return json.dumps({"version": 1, **asdict(self)}, indent=1, ensure_ascii=False).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Seal:
+        """The inverse of `to_json`.
+
+        Raises:
+            RunError: this is not a seal, or one of a newer version.
+        """
+        try:
+            raw = json.loads(data)
+            if raw.pop("version") != 1:
+                raise RunError("_SUCCESS was written by a newer version of ray_sink: upgrade to read it")
+            return cls(
+                run=RunInfo(**raw.pop("run")),
+                manifest=tuple(ManifestFile(**file) for file in raw.pop("manifest")),
+                verification=Verification(v) if (v := raw.pop("verification")) else None,
+                rows=RowCounts(**raw.pop("rows")),
+                conflicts=ConflictCounts(**raw.pop("conflicts")),
+                **raw,
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RunError(f"_SUCCESS cannot be read: {error}") from error
+
+
+def run_path(run_id: str, name: str) -> str:
+    """Path of one of the run's own objects below the destination."""
+    return f"{RESERVED}/{run_id}/{name}"
+
+
+def read_seal(store: Store, run_id: str) -> Seal | None:
+    """The run's seal, or None while it is not sealed."""
+    try:
+        return Seal.from_json(store.get_bytes(run_path(run_id, SUCCESS)))
+    except ObjectMissingError:
+        return None
+
+
+def seal(
+    store: Store, run: RunInfo, epoch: int, receipts: Iterable[Receipt], rows: RowCounts, conflicts: ConflictCounts
+) -> Seal:
+    """Write the manifest, then ``_SUCCESS``. May be repeated after a crash at any point; the caller owns `epoch`.
+
+    Args:
+        store: the destination.
+        run: the run.
+        epoch: the caller's epoch.
+        receipts: all receipts of the run, ordered by key, in their last state.
+        rows: for the record.
+        conflicts: for the record.
+
+    Raises:
+        RunFencedError: somebody else sealed the run with another content.
+    """
+    files: list[ManifestFile] = []
+    outputs = n_files = n_bytes = 0
+    proofs: set[Verification | None] = set()
+    rest = iter(receipts)
+    while batch := tuple(islice(rest, _ROWS_A_FILE)):
+        outputs += len(batch)
+        n_files += sum(len(receipt.files) for receipt in batch)
+        n_bytes += sum(receipt.bytes for receipt in batch)
+        proofs |= {receipt.verification for receipt in batch}
+        files.append(_put_manifest_file(store, run, epoch, batch))
+    if not files:
+        files.append(_put_manifest_file(store, run, epoch, ()))
+    verification = next((v for v in (Verification.SIZE_CHECKED, Verification.VERIFIED) if v in proofs), None)
+    made = Seal(run, epoch, tuple(files), outputs, n_files, n_bytes, verification, rows, conflicts)
+    try:
+        store.put_bytes(run_path(run.run_id, SUCCESS), made.to_json(), replace=False)
+    except ObjectExistsError:
+        # our own put whose reply was lost, or another's
+        found = read_seal(store, run.run_id)
+        if found != made:
+            raise RunFencedError(
+                f"run {run.run_id!r} was sealed by epoch {found.epoch if found else '?'} meanwhile: open it again"
+            ) from None
+    return made
+
+
+def _put_manifest_file(store: Store, run: RunInfo, epoch: int, receipts: tuple[Receipt, ...]) -> ManifestFile:
+    data = to_parquet(receipts)
+    name = f"manifest-{epoch:06d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+    path = run_path(run.run_id, name)
+    # the name tells the content, so that replacing is harmless
+    store.put_bytes(path, data, replace=True)
+    return ManifestFile(path, len(data), len(receipts))
+
+
+def schema() -> pa.Schema:
+    """Columns of a manifest: one row a key, its files as a list of structs."""
+    import pyarrow as pa
+
+    file = pa.struct(
+        [
+            ("path", pa.string()),
+            ("uri", pa.string()),
+            ("bytes", pa.int64()),
+            ("checksum", pa.string()),
+            ("member", pa.string()),
+            ("offset", pa.int64()),
+            ("length", pa.int64()),
+        ]
+    )
+    return pa.schema(
+        [
+            ("key", pa.string()),
+            ("attempt", pa.string()),
+            ("state", pa.string()),
+            ("verification", pa.string()),
+            ("bytes", pa.int64()),
+            ("notes", pa.list_(pa.string())),
+            ("files", pa.list_(file)),
+        ]
+    )
+
+
+def to_parquet(receipts: Iterable[Receipt]) -> bytes:
+    """Receipts as a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{**asdict(receipt), "bytes": receipt.bytes} for receipt in receipts]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema()), sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def from_parquet(data: bytes) -> Iterator[Receipt]:
+    """The inverse of `to_parquet`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches():
+        for row in batch.to_pylist():
+            yield receipt_from(row)
+
+
+def receipt_from(row: dict[str, Any]) -> Receipt:
+    """A manifest row as a receipt."""
+    return Receipt(
+        key=row["key"],
+        attempt=row["attempt"],
+        state=State(row["state"]),
+        files=tuple(FileRecord(**file) for file in row["files"]),
+        verification=Verification(row["verification"]) if row["verification"] else None,
+        notes=tuple(row["notes"]),
+    )
