@@ -9,7 +9,7 @@ The records, by their one name each (a file holds any number of them after its `
 ``uploaded``   a batch of ``[term, seq of the decided record, [index, …], verification]``
 ``multipart``  ``[path, upload id]`` of a multipart upload that is about to send its first part
 ``producer``   a producer's name; ``goodbye``: its name, its number of tickets, its failures
-``dataset``    a dataset's id, state and row counts
+``dataset``    a dataset's id and state; ``rows``: the row counts of one of its parts
 =============  =========================================================================================
 
 ``decided`` and ``uploaded`` records also carry the conflict counts so far. Readers skip records that they do not know
@@ -68,7 +68,6 @@ class Dataset:
 
     epoch: int
     state: DatasetState
-    rows: RowCounts
     reason: str | None = None
 
 
@@ -96,6 +95,7 @@ class Book:
         self.goodbyes: dict[str, int] = {}
         self.failures: dict[str, str] = {}
         self.datasets: dict[str, Dataset] = {}
+        self.parts: dict[tuple[str, str], RowCounts] = {}
         self.conflicts = ConflictCounts()
         self._decided: dict[tuple[str, int], list[str]] = {}
 
@@ -160,9 +160,10 @@ class Book:
         self.failures.update(record["failures"])
 
     def _apply_dataset(self, record: Mapping[str, Any], seq: int) -> None:
-        self.datasets[record["id"]] = Dataset(
-            self.epoch, DatasetState(record["state"]), RowCounts(**record["rows"]), record["reason"]
-        )
+        self.datasets[record["id"]] = Dataset(self.epoch, DatasetState(record["state"]), record["reason"])
+
+    def _apply_rows(self, record: Mapping[str, Any], seq: int) -> None:
+        self.parts[record["id"], record["part"]] = RowCounts(**record["rows"])
 
     def unfinished(self) -> list[str]:
         """Why the run, as this epoch ran it, cannot be sealed; empty when it can.
@@ -191,7 +192,8 @@ class Book:
 
     def rows(self) -> RowCounts:
         """Row counts of this epoch's datasets together."""
-        return sum((d.rows for d in self.datasets.values() if d.epoch == self.epoch), RowCounts())
+        mine = {name for name, dataset in self.datasets.items() if dataset.epoch == self.epoch}
+        return sum((rows for (name, _), rows in self.parts.items() if name in mine), RowCounts())
 
 
 def record_of(proposal: Proposal) -> list[Any]:

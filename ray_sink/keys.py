@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 from ray_sink.errors import InvalidKeyError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RESERVED = "_ray_sink"
 """First path component that belongs to the sink, in staging and at the destination."""
@@ -68,3 +74,14 @@ def _complaint(key: str, suffix: str) -> str | None:
     if components[0] == RESERVED:
         return f"begins with the reserved name {RESERVED!r}"
     return None
+
+
+def hash_keys(keys: Iterable[str]) -> np.ndarray:
+    """128-bit hashes of keys, so that sets of millions are compared without a Python object for each.
+
+    Returns:
+        Array of dtype ``S16``, in the order of `keys`.
+    """
+    import numpy as np
+
+    return np.frombuffer(b"".join(blake2b(key.encode(), digest_size=16).digest() for key in keys), dtype="S16")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 
 from ray_sink.book import Book, DatasetState, Entry, open_record, read_history, record_of
@@ -164,6 +164,11 @@ class Ledger:
             else:
                 self._note_published(proposal)
 
+    def is_uploaded(self, key: str) -> bool:
+        """Whether `key` needs no upload any more."""
+        entry = self._book.entries.get(key)
+        return key in self._book.kept if entry is None else entry.uploaded is not None
+
     def receipt(self, key: str) -> Receipt | None:
         """The one receipt of `key`, or None while it is not published."""
         entry = self._book.entries.get(key)
@@ -180,9 +185,20 @@ class Ledger:
 
     # -- uploading ---------------------------------------------------------------------------------------------------
 
-    def take_uploads(self, uploader: int, *, max_outputs: int, max_bytes: int) -> list[UploadTask]:
-        """Hand published outputs to an uploader; at least one, however large, when there is one."""
+    def take_uploads(
+        self, uploader: int, *, holding: Set[str] = frozenset(), max_outputs: int, max_bytes: int
+    ) -> list[UploadTask]:
+        """Hand published outputs to an uploader; at least one, however large, when there is one.
+
+        Args:
+            uploader: its index.
+            holding: keys that it has already. What it was given otherwise never reached it and is given again.
+            max_outputs: at most so many.
+            max_bytes: at most so many bytes, except for the first.
+        """
         queue, busy = self._queues[uploader], self._uploading[uploader]
+        queue.extendleft(sorted(busy - holding))
+        busy &= holding
         tasks: list[UploadTask] = []
         size = 0
         while queue and len(tasks) < max_outputs:
@@ -199,11 +215,6 @@ class Ledger:
             busy.add(queue.popleft())
             tasks.append(task)
         return tasks
-
-    def reset_uploader(self, uploader: int) -> None:
-        """An uploader starts anew: what its predecessor had taken goes back to its queue."""
-        self._queues[uploader].extendleft(sorted(self._uploading[uploader]))
-        self._uploading[uploader].clear()
 
     def multipart_started(self, upload: MultipartUpload) -> None:
         """Journal a multipart upload before its first part is sent."""
@@ -251,9 +262,16 @@ class Ledger:
         """A producer's goodbye, with the number of tickets it issued and the keys that failed it, by reason."""
         self._write({"is": "goodbye", "name": name, "tickets": tickets, "failures": dict(failures)})
 
-    def dataset(self, dataset_id: str, state: DatasetState, rows: RowCounts, reason: str | None = None) -> None:
-        """A dataset began or ended."""
-        self._write({"is": "dataset", "id": dataset_id, "state": state.value, "rows": asdict(rows), "reason": reason})
+    def dataset(self, dataset_id: str, state: DatasetState, reason: str | None = None) -> None:
+        """A dataset began or ended; once complete it stays so, however often it is run again."""
+        known = self._book.datasets.get(dataset_id)
+        if known is None or known.state is not DatasetState.COMPLETE:
+            self._write({"is": "dataset", "id": dataset_id, "state": state.value, "reason": reason})
+
+    def rows(self, dataset_id: str, part: str, rows: RowCounts) -> None:
+        """Rows of one part of a dataset; a part that comes again counts once."""
+        if self._book.parts.get((dataset_id, part)) != rows:
+            self._write({"is": "rows", "id": dataset_id, "part": part, "rows": asdict(rows)})
 
     # -- the whole ---------------------------------------------------------------------------------------------------
 
@@ -287,6 +305,24 @@ class Ledger:
             rows=self._book.rows(),
             conflicts=self._book.conflicts,
         )
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Reason by key, for decided outputs that could not be committed."""
+        return self._failures
+
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes of decided outputs that are not uploaded."""
+        return self._staged_bytes
+
+    def has_uploads(self, uploader: int, holding: Set[str]) -> bool:
+        """Whether `take_uploads` has something for this uploader."""
+        return bool(self._queues[uploader] or self._uploading[uploader] - holding)
+
+    def has_unfinished_uploads(self) -> bool:
+        """Whether any output waits for its upload or is on its way."""
+        return any(self._queues) or any(self._uploading)
 
     @property
     def conflicts(self) -> ConflictCounts:

@@ -1,0 +1,1 @@
+"""The only place that imports ray: actors, placement, the producer's handle, Ray Data."""

@@ -1,0 +1,355 @@
+"""The coordinator: an actor around the ledger and the roster of writers. It carries no data.
+
+It sits on the driver's node and shares its fate. When it dies alone, Ray starts it again with the same arguments, the
+ledger comes back from its journal under a new term, and calls that were under way are made again by Ray: every one may
+be repeated. Leases and the roster are only in memory: producers and the driver say again what they hold and have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import ray
+
+from ray_sink.book import DatasetState
+from ray_sink.errors import OutputsFailed, RunFencedError, SinkError, StagingError
+from ray_sink.filesystem import PosixFilesystem
+from ray_sink.keys import hash_keys
+from ray_sink.ledger import Ledger, LedgerOptions
+from ray_sink.records import (
+    FileRecord,
+    MultipartUpload,
+    Proposal,
+    Receipt,
+    RowCounts,
+    RunStatus,
+    UploadOutcome,
+    UploadTask,
+)
+from ray_sink.runtime.credits import Budget
+from ray_sink.runtime.messages import DecideReply, RunSpec, WriterInfo
+from ray_sink.runtime.roster import Roster
+from ray_sink.staging import Staging
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_POLL_S = 10.0
+_LEASE_S = 30.0
+"""A producer that has said nothing for so long is gone, and with it its objects: Ray frees what a dead owner had put."""
+
+
+class Coordinator:
+    """See the module's text. All methods run on one event loop; the ledger on one thread beside it."""
+
+    def __init__(self, spec: RunSpec, options: LedgerOptions, store_bytes: Mapping[str, int]) -> None:
+        self._spec = spec
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._staging = Staging(PosixFilesystem(), Path(spec.info.staging), spec.info.run_id)
+        self._ledger: Ledger | None = None
+        self._failed: SinkError | None = None
+        try:
+            self._ledger = Ledger.open(self._staging, spec.info, spec.epoch, options)
+        except (SinkError, OSError) as error:
+            # said to everyone who asks; a constructor that raises would be restarted for ever
+            self._failed = error if isinstance(error, SinkError) else StagingError(f"no journal: {error}")
+        self._roster = Roster()
+        self._changed = asyncio.Condition()
+        self._waiting: list[tuple[Sequence[Proposal], asyncio.Future[Any]]] = []
+        self._deciding = asyncio.Lock()
+        self._store_bytes = store_bytes
+        self._credits: dict[str, Budget] = {}
+        self._heard: dict[str, tuple[str, float]] = {}
+        self._starving: set[str] = set()
+        self._staging_room = Budget(spec.limits.staging_bytes)
+        self._closing = False
+
+    # -- plumbing ----------------------------------------------------------------------------------------------------
+
+    def _book(self) -> Ledger:
+        if self._failed is not None:
+            raise self._failed
+        assert self._ledger is not None
+        return self._ledger
+
+    async def _on_ledger(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Run one call of the ledger's on its thread.
+
+        A journal that fails is at an unknown state: this life ends, and the next one reads what is there.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, lambda: call(*args, **kwargs))
+        except OSError:
+            os._exit(70)
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _until(self, met: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait until `met`, looked at whenever anything changes."""
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(met), timeout_s)
+            except TimeoutError:
+                return False
+        return True
+
+    async def ready(self) -> str:
+        """The term.
+
+        Raises:
+            SinkError: the ledger could not be opened.
+        """
+        return self._book().term
+
+    # -- roster ------------------------------------------------------------------------------------------------------
+
+    async def sync_roster(self, writers: Sequence[WriterInfo]) -> list[str]:
+        """The driver says which writers it has, and gets the nodes that want some; waits a while for one."""
+        self._roster.update(writers)
+        await self._notify()
+        await self._until(lambda: bool(self._roster.missing()) or self._closing, _POLL_S)
+        return self._roster.missing()
+
+    async def writers(self, node: str) -> list[WriterInfo]:
+        """The writers for producers on `node`, as soon as there are any."""
+        self._book()
+        self._roster.want(node)
+        await self._notify()
+        while not self._roster.serving(node):
+            await self._until(lambda: bool(self._roster.serving(node)), _POLL_S)
+        return self._roster.serving(node)
+
+    # -- producers ---------------------------------------------------------------------------------------------------
+
+    async def producer_opened(self, name: str, needs_goodbye: bool) -> None:
+        """A handle is about to issue its first ticket."""
+        if needs_goodbye:
+            await self._on_ledger(self._book().producer_opened, name)
+
+    async def producer_closed(self, name: str, node: str, tickets: int, failures: Mapping[str, str]) -> None:
+        """A handle's goodbye."""
+        await self._on_ledger(self._book().producer_closed, name, tickets, failures)
+        await self.hold(name, node, 0)
+
+    async def acquire(self, name: str, node: str, held_bytes: int, need_bytes: int) -> int:
+        """Lease room in a node's object store to a producer; waits until there is some.
+
+        Args:
+            name: the producer.
+            node: its node.
+            held_bytes: what it holds already.
+            need_bytes: what it needs beyond that.
+
+        Returns:
+            Bytes granted on top, at least `need_bytes`; 0 after a while without room: ask again.
+        """
+        budget = self._budget(node)
+        budget.set(name, held_bytes)
+        self._heard[name] = (node, time.monotonic())
+        granted = 0
+
+        def try_it() -> bool:
+            nonlocal granted
+            self._expire(node)
+            granted = budget.lease(name, need_bytes, want_bytes=4 * need_bytes)
+            return granted > 0
+
+        if not try_it():
+            self._starving.add(name)
+            try:
+                await self._until(try_it, _POLL_S)
+            finally:
+                self._starving.discard(name)
+        return granted
+
+    async def hold(self, name: str, node: str, held_bytes: int) -> bool:
+        """A producer says what it holds, from time to time and when that falls; whether others wait for credit."""
+        self._budget(node).set(name, held_bytes)
+        self._heard[name] = (node, time.monotonic())
+        if not held_bytes:
+            self._heard.pop(name)
+        await self._notify()
+        return bool(self._starving)
+
+    def _budget(self, node: str) -> Budget:
+        if node not in self._credits:
+            limit = self._spec.limits.object_store_bytes or self._store_bytes.get(node, 2**30) // 5
+            self._credits[node] = Budget(limit)
+        return self._credits[node]
+
+    def _expire(self, node: str) -> None:
+        now = time.monotonic()
+        for name, (where, heard) in list(self._heard.items()):
+            if where == node and now - heard > _LEASE_S:
+                self._budget(node).set(name, 0)
+                del self._heard[name]
+
+    # -- writers -----------------------------------------------------------------------------------------------------
+
+    async def reserve(self, batch: str, n_bytes: int) -> bool:
+        """Reserve room in staging for a batch of a writer's; False after a while without room: ask again.
+
+        Raises:
+            OutputsFailed: uploads have failed for good, so that waiting for room would be in vain.
+        """
+        if not self._frees_staging():
+            return True
+
+        def try_it() -> bool:
+            self._staging_room.set("", self._book().staged_bytes)
+            self._staging_room.leases.pop(batch, None)
+            return bool(self._failing()) or self._staging_room.lease(batch, max(1, n_bytes)) > 0
+
+        done = await self._until(try_it, _POLL_S)
+        if failures := self._failing():
+            raise failed_error(failures)
+        return done
+
+    def _frees_staging(self) -> bool:
+        return self._spec.info.dest is not None and not self._spec.upload.keep_staged
+
+    def _failing(self) -> Mapping[str, str]:
+        return dict(self._book().failures)
+
+    async def decide(self, proposals: Sequence[Proposal]) -> DecideReply:
+        """Decide a batch of keys; batches that come in together share a journal record and its fsync."""
+        ledger = self._book()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((proposals, future))
+        async with self._deciding:
+            if not future.done():
+                batch, self._waiting = self._waiting, []
+                try:
+                    together = [proposal for some, _ in batch for proposal in some]
+                    answers = iter(await self._on_ledger(ledger.decide, together))
+                    for some, waiter in batch:
+                        waiter.set_result([next(answers) for _ in some])
+                except SinkError as error:
+                    for _, waiter in batch:
+                        waiter.set_exception(error)
+        return DecideReply(await future, bool(self._starving))
+
+    async def published(self, batch: str, attempts: Sequence[tuple[str, str]]) -> None:
+        """A writer has published decided attempts, and is done with a batch."""
+        await self._on_ledger(self._book().published, attempts)
+        self._staging_room.set(batch, 0)
+        await self._notify()
+
+    async def receipts_of(self, keys: Sequence[str]) -> list[Receipt | None]:
+        """Receipts as the ledger has them now."""
+        ledger = self._book()
+        return [ledger.receipt(key) for key in keys]
+
+    async def await_uploaded(self, keys: Sequence[str]) -> list[Receipt | SinkError | None]:
+        """Receipts of staged outputs once they are uploaded, for ``ack="uploaded"``."""
+        ledger = self._book()
+        await self._until(lambda: all(ledger.is_uploaded(key) or key in ledger.failures for key in keys), None)
+        failures = ledger.failures
+        return [failed_error({k: failures[k]}) if k in failures else ledger.receipt(k) for k in keys]
+
+    # -- uploaders ---------------------------------------------------------------------------------------------------
+
+    async def abandoned_multiparts(self) -> tuple[MultipartUpload, ...]:
+        """Multipart uploads that an earlier life began and did not end."""
+        return self._book().abandoned_multiparts
+
+    async def take_uploads(
+        self, uploader: int, holding: frozenset[str], max_outputs: int, max_bytes: int
+    ) -> list[UploadTask] | None:
+        """Published outputs for an uploader; waits a while for some. None: the run ends, and so may the uploader."""
+        ledger = self._book()
+        await self._until(lambda: ledger.has_uploads(uploader, holding) or self._closing, _POLL_S)
+        if self._closing:
+            return None
+        return await self._on_ledger(
+            ledger.take_uploads, uploader, holding=holding, max_outputs=max_outputs, max_bytes=max_bytes
+        )
+
+    async def uploaded(self, outcomes: Sequence[UploadOutcome]) -> list[FileRecord]:
+        """Journal uploads; returns the staged files that may be freed."""
+        files = await self._on_ledger(self._book().uploaded, outcomes)
+        await self._notify()
+        return files
+
+    async def multipart_started(self, upload: MultipartUpload) -> None:
+        """Journal a multipart upload before its first part."""
+        await self._on_ledger(self._book().multipart_started, upload)
+
+    # -- datasets ----------------------------------------------------------------------------------------------------
+
+    async def dataset_opened(self, dataset_id: str) -> None:
+        """A dataset is going to run through the sink."""
+        await self._on_ledger(self._book().dataset, dataset_id, DatasetState.OPEN)
+
+    async def rows_seen(self, dataset_id: str, part: str, rows_in: int, rows_skipped: int) -> None:
+        """Rows that one task of a dataset took in; repeats of the task count once."""
+        await self._on_ledger(self._book().rows, dataset_id, f"in:{part}", RowCounts(rows_in, 0, rows_skipped))
+
+    async def rows_out(self, dataset_id: str, part: str, rows_out: int) -> None:
+        """Rows that came back with receipts from one part of a dataset; repeats count once."""
+        await self._on_ledger(self._book().rows, dataset_id, f"out:{part}", RowCounts(0, rows_out, 0))
+
+    async def dataset_closed(self, dataset_id: str, complete: bool, reason: str | None = None) -> None:
+        """A dataset has ended, or was given up for a reason."""
+        state = DatasetState.COMPLETE if complete else DatasetState.INCOMPLETE
+        await self._on_ledger(self._book().dataset, dataset_id, state, reason)
+
+    async def committed_keys(self) -> np.ndarray:
+        """Sorted 128-bit hashes of all keys that need not be computed again; see `ray_sink.keys.hash_keys`."""
+        keys = await self._on_ledger(self._book().keys)
+        return np.sort(await self._on_ledger(hash_keys, keys))
+
+    # -- the whole ---------------------------------------------------------------------------------------------------
+
+    async def status(self) -> RunStatus:
+        """Where the run stands."""
+        return await self._on_ledger(self._book().status)
+
+    async def fence(self, by: str) -> None:
+        """A newer owner has the run: refuse everything from now on."""
+        self._failed = RunFencedError(by)
+        if self._ledger is not None:
+            self._ledger.fence(by)
+        await self._notify()
+
+    async def drain(self, timeout_s: float) -> RunStatus:
+        """Publish what writers left decided, then wait until all is uploaded, something failed, or the time is up."""
+        ledger = self._book()
+        await self._on_ledger(ledger.publish_rest)
+        await self._notify()
+        if self._spec.info.dest is not None:
+            await self._until(lambda: not ledger.has_unfinished_uploads() or self._failed is not None, timeout_s)
+        return await self.status()
+
+    async def receipts(self) -> list[Receipt]:
+        """All receipts, by key."""
+        return await self._on_ledger(lambda: list(self._book().receipts()))
+
+    async def stop(self, sweep: bool) -> None:
+        """End this life in good order; `sweep` removes the temps of attempts that nobody will finish."""
+        self._closing = True
+        await self._notify()
+        if self._ledger is not None:
+            await self._on_ledger(self._ledger.close)
+        if sweep:
+            await self._on_ledger(self._staging.sweep)
+
+
+def failed_error(failures: Mapping[str, str]) -> OutputsFailed:
+    """The error that names the outputs that could not be committed."""
+    shown = "; ".join(f"{key!r}: {reason}" for key, reason in list(failures.items())[:10])
+    more = f"; and {len(failures) - 10} more" if len(failures) > 10 else ""
+    return OutputsFailed(f"{len(failures)} output(s) could not be committed: {shown}{more}", failures=failures)
+
+
+CoordinatorActor = ray.remote(Coordinator)

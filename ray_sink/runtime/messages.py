@@ -1,0 +1,85 @@
+"""What the actors say to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray_sink.config import Ack, Limits, UploadOptions, WriterOptions
+from ray_sink.records import Decision, Receipt, RunInfo
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """All that an actor of a run must know; no secret is in it.
+
+    Attributes:
+        info: the run.
+        epoch: the driver's epoch.
+        format: the user's `Format`, or a `SaveFormat`.
+        ack: what a ticket waits for.
+        writers: the writers' options.
+        upload: the uploaders' options.
+        limits: the budgets.
+    """
+
+    info: RunInfo
+    epoch: int
+    format: Any
+    ack: Ack
+    writers: WriterOptions
+    upload: UploadOptions
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class WriterInfo:
+    """A writer actor in the roster.
+
+    Attributes:
+        name: unique.
+        node: node id of the producers that it serves.
+        actor: its actor handle.
+        error: why there is none.
+    """
+
+    name: str
+    node: str
+    actor: Any = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One batch of outputs, from a handle to a writer.
+
+    Attributes:
+        keys: a key for each output.
+        attempts: an attempt id for each output.
+        sources: an input row's identity for each output, or None.
+    """
+
+    keys: tuple[str, ...]
+    attempts: tuple[str, ...]
+    sources: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteReply:
+    """A writer's answer.
+
+    Attributes:
+        outcomes: for each output its receipt, or why it failed.
+        credit_wanted: others wait for credit: return what is not in use.
+    """
+
+    outcomes: tuple[Receipt | Exception, ...]
+    credit_wanted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DecideReply:
+    """The coordinator's answer to a writer."""
+
+    decisions: list[Decision] = field(default_factory=list)
+    credit_wanted: bool = False

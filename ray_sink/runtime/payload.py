@@ -1,0 +1,151 @@
+"""Outputs on their way through Ray: contiguous numpy arrays, never pickled tensors.
+
+``ray.put`` copies numpy buffers at memory speed and readers map them without a copy; a torch tensor goes through pickle.
+A dtype that numpy lacks travels as its bytes, with dtype and shape beside them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ray_sink.errors import UnsupportedValueError
+
+if TYPE_CHECKING:
+    from ray_sink.formats.base import Value
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTensor:
+    """A tensor as plain memory.
+
+    Attributes:
+        data: C-contiguous array in the tensor's own dtype, or its bytes as uint8 where numpy lacks the dtype.
+        dtype: torch's name of the dtype, such as ``"bfloat16"``.
+        shape: the tensor's shape.
+    """
+
+    data: np.ndarray
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """Values one by one: each a tensor, a list of tensors, or a dict of tensors."""
+
+    values: tuple[PackedTensor | list[PackedTensor] | dict[str, PackedTensor], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedColumns:
+    """Columns with a common leading dimension, one row an output; the name None stands for a bare tensor."""
+
+    columns: dict[str | None, PackedTensor]
+
+
+Packed = PackedRows | PackedColumns
+
+_NUMPY_DTYPES = frozenset(
+    f"{name}" for name in "bool uint8 int8 int16 int32 int64 uint16 uint32 uint64 float16 float32 float64".split()
+) | {"complex64", "complex128"}
+
+
+def as_tensor(value: object, what: str) -> torch.Tensor:
+    """A torch view of a tensor or numpy array.
+
+    Raises:
+        UnsupportedValueError: it is neither, or holds Python objects.
+    """
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            try:
+                # negative strides and foreign byte orders have no torch view
+                return torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")).reshape(value.shape))
+            except TypeError:
+                pass
+        raise UnsupportedValueError(f"{what} has dtype {value.dtype}, which is no tensor: convert it to numbers first")
+    raise UnsupportedValueError(f"{what} must be a torch.Tensor or a numpy array, got {type(value).__name__}")
+
+
+def pack_tensor(tensor: torch.Tensor) -> PackedTensor:
+    """Bring a tensor to host memory. What comes back may share the tensor's memory: put it before the caller goes on."""
+    host = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    dtype = str(host.dtype).removeprefix("torch.")
+    if dtype not in _NUMPY_DTYPES:
+        data = host.reshape(-1).view(torch.uint8).numpy()
+    else:
+        data = host.numpy()
+    return PackedTensor(data, dtype, tuple(tensor.shape))
+
+
+def pack_rows(values: Sequence[Value]) -> PackedRows:
+    """Pack values one by one."""
+    packed: list[PackedTensor | list[PackedTensor] | dict[str, PackedTensor]] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            packed.append(pack_tensor(value))
+        elif isinstance(value, Mapping):
+            packed.append({name: pack_tensor(tensor) for name, tensor in value.items()})
+        else:
+            packed.append([pack_tensor(tensor) for tensor in value])
+    return PackedRows(tuple(packed))
+
+
+def pack_columns(columns: Mapping[str | None, torch.Tensor]) -> PackedColumns:
+    """Pack columns whose first dimension runs over the outputs."""
+    return PackedColumns({name: pack_tensor(tensor) for name, tensor in columns.items()})
+
+
+def packed_bytes(packed: Packed) -> int:
+    """Bytes of tensor memory in `packed`."""
+    return sum(tensor.data.nbytes for tensor in _tensors(packed))
+
+
+def _tensors(packed: Packed) -> list[PackedTensor]:
+    if isinstance(packed, PackedColumns):
+        return list(packed.columns.values())
+    found: list[PackedTensor] = []
+    for value in packed.values:
+        if isinstance(value, PackedTensor):
+            found.append(value)
+        else:
+            found.extend(value.values() if isinstance(value, dict) else value)
+    return found
+
+
+def unpack_tensor(packed: PackedTensor) -> torch.Tensor:
+    """The tensor again, without a copy. Its memory may be read-only: nobody writes into it."""
+    if packed.data.size == 0:
+        return torch.empty(packed.shape, dtype=getattr(torch, packed.dtype))
+    flat = torch.frombuffer(packed.data, dtype=getattr(torch, packed.dtype))
+    return flat.reshape(packed.shape)
+
+
+def unpack(packed: Packed) -> list[Value]:
+    """The outputs again, in order, as views."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        if isinstance(packed, PackedRows):
+            return [_unpack_value(value) for value in packed.values]
+        columns = {name: unpack_tensor(tensor) for name, tensor in packed.columns.items()}
+    if None in columns:
+        return list(columns[None])
+    rows = len(next(iter(columns.values())))
+    return [{str(name): tensor[row] for name, tensor in columns.items()} for row in range(rows)]
+
+
+def _unpack_value(value: PackedTensor | list[PackedTensor] | dict[str, PackedTensor]) -> Value:
+    if isinstance(value, PackedTensor):
+        return unpack_tensor(value)
+    if isinstance(value, dict):
+        return {name: unpack_tensor(tensor) for name, tensor in value.items()}
+    return [unpack_tensor(tensor) for tensor in value]
