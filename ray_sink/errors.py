@@ -99,7 +99,7 @@ class StoreUnavailableError(StoreError):
     """The store did not answer, or asked to slow down: the outcome may be unknown; look, then try again.
 
     Attributes:
-        slow_down: the store asked for less (503 SlowDown, 429).
+        slow_down: the store asked for less or did not keep up (503 SlowDown, 429, a timeout).
     """
 
     def __init__(self, message: str, *, path: str | None = None, slow_down: bool = False) -> None:

@@ -32,7 +32,8 @@ class Capabilities:
     """What a store keeps its word on, found by probing it.
 
     Attributes:
-        create_only: a create-only put of an existing name is refused.
+        create_only: a create-only put of an existing name is refused by the store itself. Where it is False, a put
+            with ``replace=False`` looks first: that refuses what is there already and cannot settle a race.
         verification: whether the server checks our checksum or only the size can be compared.
         metadata: objects carry user metadata.
         multipart: large files go up in parts whose upload id is known beforehand.
@@ -49,13 +50,16 @@ class Store(Protocol):
 
     Used by the uploader's process only; blocking; every method may be called from several threads at once.
 
+    Order of calls: 1. `probe`, once, before anything else is put (a store that was not probed probes itself at its
+    first `put_file`); 2. `sweep`, by the run's owner, before its uploaders put; 3. everything else; 4. `close`.
+
     Atomic: a put appears whole under its name, or not at all, whatever dies when. `put_file` and `put_bytes` may be
     repeated: with ``replace=False`` a repeat that meets an object raises `ObjectExistsError`, and the caller looks at
     it with `head` before deciding whose it is.
 
     Errors: `ObjectExistsError`, `ObjectMissingError`, `StoreUnavailableError` (outcome unknown or try later),
-    `DestinationError` (credentials, permissions, no such bucket), `StagedFileChangedError`, else `StoreError`. A store
-    does no retries of its own beyond those of an idempotent connection set-up.
+    `DestinationError` (credentials, permissions, no such bucket), `StagedFileChangedError`, else `StoreError`. None
+    of them holds a secret. A store tries a whole put once; within one upload it may send a part again.
 
     Attributes:
         url: the destination as the user gave it, without credentials.
@@ -66,9 +70,14 @@ class Store(Protocol):
     def probe(self) -> Capabilities:
         """Find out, under ``_ray_sink/``, what this store keeps its word on; leaves nothing behind.
 
+        The first call that succeeds looks; later ones return what it found.
+
         Raises:
-            DestinationError: it cannot be reached or written.
+            DestinationError: it cannot be reached or written; says so within seconds.
         """
+
+    def held_bytes(self, file: FileRecord) -> int:
+        """Bytes of memory that `put_file` holds for `file` while it runs."""
 
     def put_file(
         self,
@@ -88,6 +97,9 @@ class Store(Protocol):
             metadata: small text values; the store percent-encodes them.
             replace: replace an object under that name instead of refusing.
             on_multipart: called with a multipart upload's id before its first part is sent.
+
+        Raises:
+            FileNotFoundError: there is no `local`.
         """
 
     def put_bytes(self, path: str, data: bytes, *, replace: bool) -> None:
@@ -95,6 +107,9 @@ class Store(Protocol):
 
     def get_bytes(self, path: str) -> bytes:
         """Read a whole object."""
+
+    def read_checksum(self, path: str) -> str:
+        """Read a whole object, in pieces, and compute its ``"crc64nvme:…"``."""
 
     def head(self, path: str) -> ObjectInfo | None:
         """Look at an object; None where there is none."""
@@ -107,6 +122,14 @@ class Store(Protocol):
 
     def abort(self, upload: MultipartUpload) -> None:
         """Abort a multipart upload, parts in flight included; nothing happens if it is gone."""
+
+    def sweep(self) -> None:
+        """Remove temp files that dead processes left at the destination.
+
+        Only the owner of the destination calls it, and only while none of its own puts is running. A put of a dead
+        owner that is still running afterwards fails, and nothing of it appears. Multipart uploads are not swept:
+        whoever journaled them aborts them.
+        """
 
     def close(self) -> None:
         """Let go of connections."""

@@ -1,0 +1,120 @@
+"""What the package tells the log: events with constant names and fields.
+
+A handler finds the name in ``record.event`` and the fields in ``record.fields``; the message reads as one line of
+``name key=value``. Errors reach events after their text was cleared of secrets.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar, Protocol
+
+LOGGER_NAME = "ray_sink"
+
+
+class Event(Protocol):
+    """A frozen dataclass whose fields are numbers and text.
+
+    Attributes:
+        NAME: its constant name.
+        LEVEL: a level of `logging`.
+    """
+
+    NAME: ClassVar[str]
+    LEVEL: ClassVar[int]
+    __dataclass_fields__: ClassVar[dict[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRetried:
+    """A put failed for now and will be tried again.
+
+    Attributes:
+        path: the object's path relative to the destination.
+        failed_try: number of the try that failed, from 1.
+        pause_s: time until the next one, seconds.
+        slow_down: the store asked for less, or did not keep up.
+        reason: the error's message.
+    """
+
+    NAME: ClassVar[str] = "upload_retried"
+    LEVEL: ClassVar[int] = logging.WARNING
+
+    path: str
+    failed_try: int
+    pause_s: float
+    slow_down: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConcurrencyChanged:
+    """The uploader takes more, or fewer, objects at a time.
+
+    Attributes:
+        before: objects in flight allowed until now.
+        after: objects in flight allowed from now on.
+    """
+
+    NAME: ClassVar[str] = "upload_concurrency_changed"
+    LEVEL: ClassVar[int] = logging.INFO
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """A file is in the store.
+
+    Attributes:
+        path: the object's path relative to the destination.
+        bytes: size in bytes.
+        took_s: from the first try until the store's answer, seconds.
+        verification: what the upload proved, a value of `ray_sink.records.Verification`.
+        adopted: it was there already, proven to be ours, and was not sent again.
+    """
+
+    NAME: ClassVar[str] = "uploaded"
+    LEVEL: ClassVar[int] = logging.DEBUG
+
+    path: str
+    bytes: int
+    took_s: float
+    verification: str
+    adopted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UploadFailed:
+    """An output could not be uploaded; its staged files stay.
+
+    Attributes:
+        key: the user's key, or the path where there is no key.
+        reason: the error's message.
+    """
+
+    NAME: ClassVar[str] = "upload_failed"
+    LEVEL: ClassVar[int] = logging.ERROR
+
+    key: str
+    reason: str
+
+
+def emit(event: Event, logger: logging.Logger | None = None) -> None:
+    """Log `event`; cheap where its level is off."""
+    logger = logger or logging.getLogger(LOGGER_NAME)
+    if not logger.isEnabledFor(event.LEVEL):
+        return
+    values = fields_of(event)
+    # JSON keeps a line a line, whatever a key or a server's message holds
+    text = " ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items())
+    logger.log(event.LEVEL, "%s %s", event.NAME, text, extra={"event": event.NAME, "fields": values})
+
+
+def fields_of(event: Event) -> Mapping[str, object]:
+    """The fields of `event` by name."""
+    return {field.name: getattr(event, field.name) for field in fields(event)}  # type: ignore[arg-type]

@@ -1,0 +1,19 @@
+"""User metadata in a form that every server and proxy carries unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import quote, unquote
+
+# Headers are ASCII without surrounding spaces; S3 and Azure reject or mangle the rest.
+_PLAIN = "/:=+,@"
+
+
+def encoded(metadata: Mapping[str, str]) -> dict[str, str]:
+    """`metadata` with percent-encoded values."""
+    return {name: quote(value, safe=_PLAIN) for name, value in metadata.items()}
+
+
+def decoded(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The inverse of `encoded`; names in lower case, because headers do not keep theirs."""
+    return {name.lower(): unquote(value) for name, value in metadata.items()}

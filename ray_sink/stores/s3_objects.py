@@ -1,0 +1,224 @@
+"""S3 through s3fs's own client (aiobotocore), one request at a time: what obstore cannot say, and engine="fsspec"."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import aiobotocore.credentials
+import aiobotocore.session
+import aiohttp
+import s3fs
+from botocore import exceptions
+
+from ray_sink.checksum import from_base64, to_base64
+from ray_sink.errors import ObjectMissingError, StoreError
+from ray_sink.stores.base import ObjectInfo
+from ray_sink.stores.credentials import S3Source
+from ray_sink.stores.metadata import decoded
+from ray_sink.stores.replies import Reply, error_for, scrub
+from ray_sink.stores.s3_settings import S3Settings
+
+_READ_BYTES = 4 * 2**20
+_RAISED = (exceptions.BotoCoreError, exceptions.ClientError, exceptions.HTTPClientError, aiohttp.ClientError, OSError)
+
+
+class S3Objects:
+    """See `ray_sink.stores.objects.Objects`; connects at its first request.
+
+    Requests run on fsspec's own event loop thread; any thread may call.
+    """
+
+    def __init__(self, settings: S3Settings, *, connections: int) -> None:
+        self._settings = settings
+        self._connections = connections
+        self._connected: tuple[s3fs.S3FileSystem, Any] | None = None
+        self._connecting = threading.Lock()
+
+    def put(
+        self, path: str, data: bytes, *, metadata: Mapping[str, str], create_only: bool, checksum: str | None
+    ) -> None:
+        """See `Objects.put`."""
+        arguments = self.creation_arguments(metadata)
+        if create_only:
+            arguments["IfNoneMatch"] = "*"
+        if checksum is not None:
+            arguments["ChecksumCRC64NVME"] = to_base64(checksum)
+        self.request("put", path, "put_object", Body=data, **arguments)
+
+    def put_stream(self, path: str, chunks: Iterator[bytes], *, metadata: Mapping[str, str]) -> None:
+        """See `Objects.put_stream`; S3 has `ray_sink.stores.multipart` for it."""
+        raise NotImplementedError
+
+    def creation_arguments(self, metadata: Mapping[str, str]) -> dict[str, Any]:
+        """What every request that creates an object carries."""
+        arguments: dict[str, Any] = {"Metadata": dict(metadata)} if metadata else {}
+        if self._settings.storage_class:
+            arguments["StorageClass"] = self._settings.storage_class
+        if self._settings.sse_kms_key_id:
+            arguments["ServerSideEncryption"] = "aws:kms"
+            arguments["SSEKMSKeyId"] = self._settings.sse_kms_key_id
+        return arguments
+
+    def get(self, path: str) -> Iterator[bytes]:
+        """See `Objects.get`."""
+        body = self.request("get", path, "get_object")["Body"]
+        try:
+            while chunk := self._await("get", path, body.read(_READ_BYTES)):
+                yield bytes(chunk)
+        finally:
+            body.close()
+
+    def head(self, path: str) -> ObjectInfo | None:
+        """See `Objects.head`."""
+        try:
+            found = self.request("head", path, "head_object", ChecksumMode="ENABLED")
+        except ObjectMissingError:
+            return None
+        checksum = found.get("ChecksumCRC64NVME")
+        whole = found.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
+        return ObjectInfo(
+            path,
+            found["ContentLength"],
+            decoded(found.get("Metadata") or {}),
+            from_base64(checksum) if checksum and whole else None,
+        )
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `Objects.list`."""
+        # with encoded keys any character survives XML; botocore decodes them
+        base = self._key("")
+        position: dict[str, str] = {}
+        while True:
+            page = self.request("list", None, "list_objects_v2", Prefix=base + prefix, **position)
+            for found in page.get("Contents", ()):
+                yield ObjectInfo(found["Key"][len(base) :], found["Size"], {})
+            if not page.get("IsTruncated"):
+                return
+            position = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def delete(self, path: str) -> None:
+        """See `Objects.delete`."""
+        try:
+            self.request("delete", path, "delete_object")
+        except ObjectMissingError:
+            return
+
+    def close(self) -> None:
+        """See `Objects.close`."""
+        with self._connecting:
+            self._connected = None  # s3fs closes the client when its filesystem goes
+
+    def request(self, doing: str, path: str | None, operation: str, **arguments: Any) -> dict[str, Any]:
+        """One request, awaited."""
+        return self._await(doing, path, self._call(path, operation, arguments))  # type: ignore[no-any-return]
+
+    def start(
+        self, doing: str, path: str, operation: str, **arguments: Any
+    ) -> concurrent.futures.Future[dict[str, Any]]:
+        """One request, running while the caller does something else; the future raises our errors."""
+        filesystem, _ = self._connection()
+
+        async def run() -> dict[str, Any]:
+            try:
+                return await self._call(path, operation, arguments)  # type: ignore[no-any-return]
+            except _RAISED as error:
+                raise self._error(error, doing, path) from None
+
+        return asyncio.run_coroutine_threadsafe(run(), filesystem.loop)
+
+    async def _call(self, path: str | None, operation: str, arguments: dict[str, Any]) -> Any:
+        _, client = self._connection()
+        if path is not None:
+            arguments["Key"] = self._key(path)
+        return await getattr(client, operation)(Bucket=self._settings.bucket, **arguments)
+
+    def _await(self, doing: str, path: str | None, coroutine: Any) -> Any:
+        filesystem, _ = self._connection()
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, filesystem.loop).result()
+        except _RAISED as error:
+            raise self._error(error, doing, path) from None
+
+    def _key(self, path: str) -> str:
+        return f"{self._settings.prefix}/{path}" if self._settings.prefix else path
+
+    def _connection(self) -> tuple[s3fs.S3FileSystem, Any]:
+        connected = self._connected
+        if connected is None:
+            with self._connecting:
+                connected = self._connected = self._connected or self._connect()
+        return connected
+
+    def _connect(self) -> tuple[s3fs.S3FileSystem, Any]:
+        chosen = self._settings
+        client: dict[str, Any] = {"region_name": chosen.region}
+        if chosen.endpoint_url:
+            client["endpoint_url"] = chosen.endpoint_url
+        if chosen.ca_bundle:
+            client["verify"] = chosen.ca_bundle
+        session = aiobotocore.session.AioSession()
+        session._credentials = _aio_credentials(chosen.credentials)  # the one way to renew them by a function
+        filesystem = s3fs.S3FileSystem(
+            session=session,
+            client_kwargs=client,
+            config_kwargs={
+                "retries": {"total_max_attempts": 1},
+                "connect_timeout": 5,
+                "read_timeout": 60,
+                "max_pool_connections": self._connections,
+                "s3": {"addressing_style": "path"} if chosen.endpoint_url else {},
+            },
+            skip_instance_cache=True,
+            use_listings_cache=False,
+        )
+        made = asyncio.run_coroutine_threadsafe(filesystem.set_session(), filesystem.loop).result()
+        return filesystem, made
+
+    def _error(self, error: Exception, doing: str, path: str | None) -> StoreError:
+        """Our error for what the client raised: the only place that knows its kinds.
+
+        What it raised may hold what was signed, so it is not chained.
+        """
+        if isinstance(error, exceptions.ClientError):
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            said = error.response.get("Error", {})
+            code = said.get("Code", "")
+            if code == "ExpiredToken":
+                self.close()  # the next request asks for new credentials
+            # an error in a 200 is an error all the same, and the outcome is unknown
+            status = 500 if status == 200 else status
+            return error_for(
+                Reply(status, "" if code.isdigit() else code, said.get("Message", "")), doing, self._settings.url, path
+            )
+        if isinstance(error, exceptions.ParamValidationError):
+            return StoreError(f"{doing} {self._settings.url}: {scrub(str(error))[:300]}", path=path)
+        timed_out = isinstance(error, exceptions.ReadTimeoutError | exceptions.ConnectTimeoutError | TimeoutError)
+        reply = Reply(None, message=f"{type(error).__name__}: {str(error)[:300]}", timed_out=timed_out)
+        return error_for(reply, doing, self._settings.url, path)
+
+
+def _aio_credentials(source: S3Source) -> Any:
+    now = source()
+    if now.expires_at is None:
+        return aiobotocore.credentials.AioCredentials(now.access_key_id, now.secret_access_key, now.session_token)
+
+    def named() -> dict[str, str | None]:
+        fresh = source()
+        return {
+            "access_key": fresh.access_key_id,
+            "secret_key": fresh.secret_access_key,
+            "token": fresh.session_token,
+            "expiry_time": fresh.expires_at.isoformat() if fresh.expires_at else None,
+        }
+
+    async def renew() -> dict[str, str | None]:
+        return await asyncio.to_thread(named)
+
+    # the same margin as obstore's, so that both renew at the same time
+    return aiobotocore.credentials.AioRefreshableCredentials.create_from_metadata(
+        metadata=named(), refresh_using=renew, method="ray_sink", advisory_timeout=300, mandatory_timeout=60
+    )
