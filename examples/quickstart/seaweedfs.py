@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
@@ -181,10 +182,11 @@ class SeaweedFS:
 
     def create_bucket(self, name: str) -> None:
         """Create an empty bucket."""
-        self.client().create_bucket(Bucket=name)
+        self.client.create_bucket(Bucket=name)
 
+    @cached_property
     def client(self) -> Any:
-        """A botocore S3 client for this server."""
+        """A botocore S3 client for this server; any thread may use it."""
         return botocore.session.get_session().create_client(
             "s3",
             endpoint_url=self.endpoint,
@@ -221,7 +223,7 @@ class SeaweedFS:
 
     def _takes_objects(self) -> bool:
         # A put is what proves that master, volume server, filer and gateway have found each other.
-        client = self.client()
+        client = self.client
         try:
             if "ready" not in {found["Name"] for found in client.list_buckets()["Buckets"]}:
                 client.create_bucket(Bucket="ready")
