@@ -19,7 +19,7 @@ the name of only if its name begins with ``x-``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,10 @@ from ray_sink.records import (
     FileRecord,
     MultipartUpload,
     Proposal,
+    Receipt,
     RowCounts,
     RunInfo,
+    State,
     TempFile,
     Verification,
 )
@@ -164,6 +166,15 @@ class Book:
 
     def _apply_rows(self, record: Mapping[str, Any], seq: int) -> None:
         self.parts[record["id"], record["part"]] = RowCounts(**record["rows"])
+
+    def adopt(self, receipt: Receipt) -> None:
+        """Take in a sealed run's receipt: the journal may be gone, the manifest is the truth."""
+        if receipt.state is State.KEPT:
+            self.kept.setdefault(receipt.key, receipt.files)
+        elif receipt.key not in self.entries:
+            temps = tuple(TempFile("", replace(file, uri=None)) for file in receipt.files)
+            proposal = Proposal(receipt.key, receipt.attempt, temps, notes=receipt.notes)
+            self.entries[receipt.key] = Entry(proposal, ("", 0, 0), receipt.verification or Verification.SIZE_CHECKED)
 
     def unfinished(self) -> list[str]:
         """Why the run, as this epoch ran it, cannot be sealed; empty when it can.

@@ -7,7 +7,14 @@ from dataclasses import replace
 
 from ray_sink.book import Book, folders_of
 from ray_sink.config import OnConflict
-from ray_sink.errors import DestinationConflict, DuplicateKeyError, PathConflict, RunFencedError, SinkError
+from ray_sink.errors import (
+    DestinationConflict,
+    DuplicateKeyError,
+    PathConflict,
+    RunFencedError,
+    RunSealedError,
+    SinkError,
+)
 from ray_sink.records import Decision, FileRecord, Proposal, Receipt, RunInfo, State, join_uri
 
 
@@ -18,6 +25,7 @@ class Round:
         fresh: the winners of this batch, by key.
         kept: keys of this batch that another run's output keeps, with what was found.
         counts: the conflict counts after this batch.
+        sealed: the run is complete; new keys are refused.
     """
 
     def __init__(
@@ -26,6 +34,7 @@ class Round:
         self.fresh: dict[str, Proposal] = {}
         self.kept: dict[str, tuple[FileRecord, ...]] = {}
         self.counts = book.conflicts
+        self.sealed = False
         self._book = book
         self._on_conflict = on_conflict
         self._foreign = foreign
@@ -51,6 +60,8 @@ class Round:
         kept = self.kept.get(key) or self._book.kept.get(key)
         if kept is not None:
             return Decision(key, receipt=kept_receipt(key, kept, self._info))
+        if self.sealed:
+            return _refused(key, _sealed_error(key, self._info.run_id))
         taken = self._path_conflict(proposal)
         if taken is not None:
             return _refused(key, taken)
@@ -119,6 +130,13 @@ def conflict_error(key: str, path: str) -> DestinationConflict:
 
 def _refused(key: str, error: SinkError) -> Decision:
     return Decision(key, error=error)
+
+
+def _sealed_error(key: str, run_id: str) -> RunSealedError:
+    return RunSealedError(
+        f"run {run_id!r} is sealed and key {key!r} is not in it: give new outputs a run of their own (run_id=…, or"
+        " another destination)"
+    )
 
 
 def _different_rows(one: str | None, other: str | None) -> bool:

@@ -47,11 +47,13 @@ class LedgerOptions:
         foreign: paths and sizes that were found at the destination and in staging when the sink started; those that
             the journal knows are taken out.
         uploaders: among how many uploaders keys are shared out.
+        sealed: the manifest's receipts, where the run is sealed: known keys get theirs, new ones are refused.
     """
 
     on_conflict: OnConflict = "error"
     foreign: Mapping[str, int] = field(default_factory=dict)
     uploaders: int = 1
+    sealed: Sequence[Receipt] | None = None
 
 
 class Ledger:
@@ -101,6 +103,8 @@ class Ledger:
         history = read_history(fs, staging.journal_dir)
         first = open_record(info, epoch, term, history.parts)
         history.book.apply(first, journal.append(first))
+        for receipt in options.sealed or ():
+            history.book.adopt(receipt)
         ledger = cls(journal, staging, history.book, info, term, options)
         ledger._roll_forward_older()
         staging.sweep(keep=term)
@@ -125,6 +129,7 @@ class Ledger:
         """
         self._check_fence()
         batch = Round(self._book, self._options.on_conflict, self._foreign, self._info, self.term)
+        batch.sealed = self._options.sealed is not None
         answers = [batch.judge(proposal, self.receipt) for proposal in proposals]
         tally = asdict(batch.counts)
         if batch.fresh:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-import ray
 
 from ray_sink.book import DatasetState
 from ray_sink.errors import OutputsFailed, RunFencedError, SinkError, StagingError
@@ -24,6 +23,7 @@ from ray_sink.filesystem import PosixFilesystem
 from ray_sink.keys import hash_keys
 from ray_sink.ledger import Ledger, LedgerOptions
 from ray_sink.records import (
+    Decision,
     FileRecord,
     MultipartUpload,
     Proposal,
@@ -34,7 +34,7 @@ from ray_sink.records import (
     UploadTask,
 )
 from ray_sink.runtime.credits import Budget
-from ray_sink.runtime.messages import DecideReply, RunSpec, WriterInfo
+from ray_sink.runtime.messages import RosterWish, RunSpec, WriterInfo
 from ray_sink.runtime.roster import Roster
 from ray_sink.staging import Staging
 
@@ -60,7 +60,7 @@ class Coordinator:
         except (SinkError, OSError) as error:
             # said to everyone who asks; a constructor that raises would be restarted for ever
             self._failed = error if isinstance(error, SinkError) else StagingError(f"no journal: {error}")
-        self._roster = Roster()
+        self._roster = Roster(spec.writers.per_node)
         self._changed = asyncio.Condition()
         self._waiting: list[tuple[Sequence[Proposal], asyncio.Future[Any]]] = []
         self._deciding = asyncio.Lock()
@@ -113,16 +113,18 @@ class Coordinator:
 
     # -- roster ------------------------------------------------------------------------------------------------------
 
-    async def sync_roster(self, writers: Sequence[WriterInfo]) -> list[str]:
-        """The driver says which writers it has, and gets the nodes that want some; waits a while for one."""
-        self._roster.update(writers)
+    async def sync_roster(self, writers: Sequence[WriterInfo], starting: Mapping[str, int]) -> RosterWish:
+        """The driver says which writers it has and is starting, and gets what to do; waits a while for something."""
+        self._roster.update(writers, starting)
         await self._notify()
-        await self._until(lambda: bool(self._roster.missing()) or self._closing, _POLL_S)
-        return self._roster.missing()
+        await self._until(lambda: bool(self._roster.wish()) or self._closing, _POLL_S)
+        return self._roster.wish()
 
-    async def writers(self, node: str) -> list[WriterInfo]:
-        """The writers for producers on `node`, as soon as there are any."""
+    async def writers(self, node: str, dead: str | None = None) -> list[WriterInfo]:
+        """The writers for producers on `node`, as soon as there are any; `dead` is one that the caller found dead."""
         self._book()
+        if dead is not None:
+            self._roster.fail(dead)
         self._roster.want(node)
         await self._notify()
         while not self._roster.serving(node):
@@ -221,7 +223,7 @@ class Coordinator:
     def _failing(self) -> Mapping[str, str]:
         return dict(self._book().failures)
 
-    async def decide(self, proposals: Sequence[Proposal]) -> DecideReply:
+    async def decide(self, proposals: Sequence[Proposal]) -> list[Decision]:
         """Decide a batch of keys; batches that come in together share a journal record and its fsync."""
         ledger = self._book()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -237,13 +239,19 @@ class Coordinator:
                 except SinkError as error:
                     for _, waiter in batch:
                         waiter.set_exception(error)
-        return DecideReply(await future, bool(self._starving))
+        decisions: list[Decision] = await future
+        return decisions
 
-    async def published(self, batch: str, attempts: Sequence[tuple[str, str]]) -> None:
-        """A writer has published decided attempts, and is done with a batch."""
+    async def published(self, attempts: Sequence[tuple[str, str]]) -> None:
+        """A writer has published decided attempts."""
         await self._on_ledger(self._book().published, attempts)
+        await self._notify()
+
+    async def batch_done(self, batch: str) -> bool:
+        """A writer needs a batch's reserved room no more; whether producers wait for credit."""
         self._staging_room.set(batch, 0)
         await self._notify()
+        return bool(self._starving)
 
     async def receipts_of(self, keys: Sequence[str]) -> list[Receipt | None]:
         """Receipts as the ledger has them now."""
@@ -322,7 +330,7 @@ class Coordinator:
             self._ledger.fence(by)
         await self._notify()
 
-    async def drain(self, timeout_s: float) -> RunStatus:
+    async def drain(self, timeout_s: float | None) -> RunStatus:
         """Publish what writers left decided, then wait until all is uploaded, something failed, or the time is up."""
         ledger = self._book()
         await self._on_ledger(ledger.publish_rest)
@@ -350,6 +358,3 @@ def failed_error(failures: Mapping[str, str]) -> OutputsFailed:
     shown = "; ".join(f"{key!r}: {reason}" for key, reason in list(failures.items())[:10])
     more = f"; and {len(failures) - 10} more" if len(failures) > 10 else ""
     return OutputsFailed(f"{len(failures)} output(s) could not be committed: {shown}{more}", failures=failures)
-
-
-CoordinatorActor = ray.remote(Coordinator)

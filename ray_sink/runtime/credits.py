@@ -1,4 +1,4 @@
-"""Budgets of bytes, leased to those who are about to use them. Plain arithmetic: whoever waits is the caller's business."""
+"""Budgets of bytes, leased to those who are about to use them. Whoever waits is the caller's business."""
 
 from __future__ import annotations
 

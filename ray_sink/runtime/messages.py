@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ray_sink.config import Ack, Limits, UploadOptions, WriterOptions
-from ray_sink.records import Decision, Receipt, RunInfo
+from ray_sink.errors import SinkError
+from ray_sink.records import Receipt, RunInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,24 @@ class WriterInfo:
     name: str
     node: str
     actor: Any = None
-    error: Exception | None = None
+    error: SinkError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RosterWish:
+    """What the coordinator wants of the driver.
+
+    Attributes:
+        missing: how many writers to create, by the node whose producers they serve.
+        failed: names of writers that producers found dead.
+    """
+
+    missing: Mapping[str, int]
+    failed: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.missing or self.failed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +93,4 @@ class WriteReply:
     """
 
     outcomes: tuple[Receipt | Exception, ...]
-    credit_wanted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class DecideReply:
-    """The coordinator's answer to a writer."""
-
-    decisions: list[Decision] = field(default_factory=list)
     credit_wanted: bool = False

@@ -1,11 +1,12 @@
 """Outputs on their way through Ray: contiguous numpy arrays, never pickled tensors.
 
-``ray.put`` copies numpy buffers at memory speed and readers map them without a copy; a torch tensor goes through pickle.
-A dtype that numpy lacks travels as its bytes, with dtype and shape beside them.
+``ray.put`` copies numpy buffers at memory speed and readers map them without a copy; a torch tensor goes through
+pickle. A dtype that numpy lacks travels as its bytes, with dtype and shape beside them.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,9 +52,10 @@ class PackedColumns:
 
 Packed = PackedRows | PackedColumns
 
-_NUMPY_DTYPES = frozenset(
-    f"{name}" for name in "bool uint8 int8 int16 int32 int64 uint16 uint32 uint64 float16 float32 float64".split()
-) | {"complex64", "complex128"}
+_NUMPY_DTYPES = {
+    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+}
 
 
 def as_tensor(value: object, what: str) -> torch.Tensor:
@@ -77,7 +79,7 @@ def as_tensor(value: object, what: str) -> torch.Tensor:
 
 
 def pack_tensor(tensor: torch.Tensor) -> PackedTensor:
-    """Bring a tensor to host memory. What comes back may share the tensor's memory: put it before the caller goes on."""
+    """Bring a tensor to host memory. The result may share the tensor's memory: copy it before the caller goes on."""
     host = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     dtype = str(host.dtype).removeprefix("torch.")
     if dtype not in _NUMPY_DTYPES:
@@ -108,6 +110,11 @@ def pack_columns(columns: Mapping[str | None, torch.Tensor]) -> PackedColumns:
 def packed_bytes(packed: Packed) -> int:
     """Bytes of tensor memory in `packed`."""
     return sum(tensor.data.nbytes for tensor in _tensors(packed))
+
+
+def copied(packed: Packed) -> Packed:
+    """`packed` with memory of its own."""
+    return copy.deepcopy(packed)
 
 
 def _tensors(packed: Packed) -> list[PackedTensor]:

@@ -1,0 +1,194 @@
+"""The actors of a run, as the driver holds them. The driver owns every one: what it creates ends with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from ray_sink.config import UploadOptions
+from ray_sink.errors import DestinationError, SinkError
+from ray_sink.ledger import LedgerOptions
+from ray_sink.manifest import Seal
+from ray_sink.ownership import Claim
+from ray_sink.records import RunInfo, RunStatus
+from ray_sink.runtime import placement
+from ray_sink.runtime.calls import result
+from ray_sink.runtime.coordinator import Coordinator
+from ray_sink.runtime.handle import SinkHandle
+from ray_sink.runtime.messages import RunSpec
+from ray_sink.runtime.steward import Heart, Steward
+from ray_sink.runtime.uploading import UploaderShell
+from ray_sink.stores.base import Capabilities, ObjectInfo
+
+_STORE_CALLS = 16
+_COORDINATOR_CALLS = 10_000
+"""Calls that wait in the coordinator at a time: most of them only wait for room, for work or for each other."""
+
+
+def join_cluster() -> None:
+    """Join the cluster that is initialised or named by RAY_ADDRESS; with none, start Ray on this machine."""
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+
+
+def current_node() -> str:
+    """Id of the node that this process runs on."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+class Destination:
+    """The uploader actors, and through the first of them a store of small objects for the driver without credentials."""
+
+    def __init__(self, info: RunInfo, options: UploadOptions) -> None:
+        self.url = info.dest or info.staging
+        where = placement.off_the_head(placement.nodes())
+        self.uploaders: list[Any] = [
+            placement.spawn(
+                UploaderShell,
+                info,
+                options,
+                max_concurrency=_STORE_CALLS,
+                max_restarts=-1,
+                max_task_retries=-1,
+                **where,
+            )
+            for _ in range(options.uploaders)
+        ]
+
+    def probe(self) -> Capabilities:
+        """What the destination keeps its word on.
+
+        Raises:
+            DestinationError: it cannot be reached or written.
+        """
+        capabilities: Capabilities = self._call("probe")
+        return capabilities
+
+    def listing(self) -> dict[str, int]:
+        """Sizes of all objects there that are not the sink's own, by path."""
+        sizes: dict[str, int] = self._call("listing")
+        return sizes
+
+    def put_bytes(self, path: str, data: bytes, *, replace: bool) -> None:
+        """See `ray_sink.stores.base.Store.put_bytes`."""
+        self._call("put_bytes", path, data, replace)
+
+    def get_bytes(self, path: str) -> bytes:
+        """See `ray_sink.stores.base.Store.get_bytes`."""
+        data: bytes = self._call("get_bytes", path)
+        return data
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See `ray_sink.stores.base.Store.list`."""
+        return iter(self._call("list", prefix))
+
+    def delete(self, path: str) -> None:
+        """See `ray_sink.stores.base.Store.delete`."""
+        self._call("delete", path)
+
+    def seal(self, epoch: int, receipts: Any, status: RunStatus) -> Seal:
+        """Seal the run; `receipts` is an ObjectRef."""
+        made: Seal = self._call("seal", epoch, receipts, status.rows, status.conflicts)
+        return made
+
+    def _call(self, method: str, *args: Any) -> Any:
+        try:
+            return result(getattr(self.uploaders[0], method).remote(*args))
+        except RayError as error:
+            raise DestinationError(f"the uploader for {self.url} cannot work: {error}") from error
+
+    def stop(self) -> None:
+        """End the actors."""
+        for uploader in self.uploaders:
+            ray.kill(uploader)
+
+
+class RunActors:
+    """Coordinator, writers and uploaders at work, until `stop`.
+
+    Args:
+        spec: the run.
+        options: what the ledger is told.
+        destination: the uploaders; None where staging is the destination.
+        claim: the driver's claim.
+    """
+
+    def __init__(self, spec: RunSpec, options: LedgerOptions, destination: Destination | None, claim: Claim) -> None:
+        """Start the coordinator, then the rest.
+
+        Raises:
+            SinkError: the ledger could not be opened.
+        """
+        self.spec = spec
+        self.coordinator: Any = placement.spawn(
+            Coordinator,
+            spec,
+            ray.put(options),  # may hold a listing of millions
+            placement.nodes().store_bytes,
+            max_concurrency=_COORDINATOR_CALLS,
+            max_restarts=-1,
+            max_task_retries=-1,
+            **placement.on_node(current_node()),
+        )
+        try:
+            result(self.coordinator.ready.remote())
+        except BaseException:
+            ray.kill(self.coordinator)
+            raise
+        uploaders = destination.uploaders if destination is not None else []
+        self._serving = [uploader.serve.remote(self.coordinator, index) for index, uploader in enumerate(uploaders)]
+        self._steward = Steward(spec, self.coordinator)
+        self._heart = Heart(claim, self.coordinator, spec.limits.takeover_s)
+
+    def handle(self, *, needs_goodbye: bool = True) -> SinkHandle:
+        """A producer's end."""
+        return SinkHandle(self.spec, self.coordinator, needs_goodbye=needs_goodbye)
+
+    def status(self) -> RunStatus:
+        """Where the run stands."""
+        status: RunStatus = self._ask("status")
+        return status
+
+    def drain(self, timeout_s: float | None) -> RunStatus:
+        """Wait until every decided output is committed or failed, or the time is up.
+
+        Raises:
+            RunFencedError: a newer owner has the run.
+            SinkError: an uploader ended.
+        """
+        waiting = self.coordinator.drain.remote(timeout_s)
+        while True:
+            done, _ = ray.wait([waiting, *self._serving], num_returns=1)
+            if waiting in done:
+                status: RunStatus = self._result(waiting)
+                return status
+            self._serving = [ref for ref in self._serving if ref not in done]
+            for ref in done:
+                self._result(ref)
+
+    def receipts(self) -> Any:
+        """An ObjectRef of all receipts, by key."""
+        return self.coordinator.receipts.remote()
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        return self._result(getattr(self.coordinator, method).remote(*args))
+
+    def _result(self, ref: Any) -> Any:
+        if self._heart.fenced is not None:
+            raise self._heart.fenced
+        try:
+            return result(ref)
+        except RayError as error:
+            raise SinkError(f"the run's actors have ended: {error}. Run the same script again: it resumes") from error
+
+    def stop(self, *, sweep: bool) -> None:
+        """End the actors in order: the heart, the coordinator's promises, the writers, the coordinator."""
+        self._heart.stop()
+        try:
+            self._ask("stop", sweep and self._heart.fenced is None)
+        finally:
+            self._steward.stop()
+            ray.kill(self.coordinator)

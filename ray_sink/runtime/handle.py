@@ -1,0 +1,385 @@
+"""The producer's end of a sink."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayActorError, RayError
+
+from ray_sink.config import DictMode
+from ray_sink.errors import DuplicateKeyError, SinkClosedError, SinkError, UnsupportedValueError
+from ray_sink.formats import resolve
+from ray_sink.keys import check_key
+from ray_sink.records import Receipt
+from ray_sink.runtime.calls import own_error, result
+from ray_sink.runtime.coordinator import failed_error
+from ray_sink.runtime.lease import Lease
+from ray_sink.runtime.messages import RunSpec, Submission, WriteReply, WriterInfo
+from ray_sink.runtime.payload import (
+    Packed,
+    as_tensor,
+    copied,
+    pack_columns,
+    pack_rows,
+    packed_bytes,
+)
+from ray_sink.runtime.ticket import Ticket
+from ray_sink.writer import check_output
+
+_BY_VALUE_BYTES = 64 * 1024
+"""Smaller payloads travel inside the call: an object of their own costs more than it saves."""
+_TRIES = 20
+_REPORT_S = 5.0
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Outputs on their way to a writer, with all that is needed to send them again."""
+
+    keys: tuple[str, ...]
+    sources: tuple[str | None, ...]
+    payload: Any
+    n_bytes: int
+    tickets: list[Ticket]
+    number: int
+    tries: int = 0
+    writer: str = ""
+
+
+@dataclass(slots=True)
+class _Connection:
+    """What a handle has in its own process, and does not pickle."""
+
+    name: str
+    node: str
+    lease: Lease
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    writers: list[WriterInfo] = field(default_factory=list)
+    load: dict[str, int] = field(default_factory=dict)
+    todo: queue.SimpleQueue[Callable[[], None] | None] = field(default_factory=queue.SimpleQueue)
+    issued: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    unreported: dict[str, str] = field(default_factory=dict)
+
+
+class SinkHandle:
+    """Writes outputs from any process of the cluster; picklable, and each copy is a producer of its own.
+
+    When `write` or `write_batch` returns, the caller may overwrite its tensors. `close` (or the ``with`` block) flushes
+    and says goodbye; a producer that never did makes ``Sink.close()`` raise. Safe under several threads.
+    """
+
+    def __init__(self, spec: RunSpec, coordinator: Any, *, needs_goodbye: bool = True) -> None:
+        self._spec = spec
+        self._coordinator = coordinator
+        self._needs_goodbye = needs_goodbye
+        self._format = resolve(spec.format)
+        self._dict_mode = DictMode(spec.info.dict_mode)
+        self._connecting = threading.Lock()
+        self._connection: _Connection | None = None
+        self._closed = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_handle, (self._spec, self._coordinator, self._needs_goodbye)
+
+    def __enter__(self) -> SinkHandle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except SinkError as own:
+            if error is None:
+                raise
+            error.add_note(f"and closing the sink's handle raised {type(own).__name__}: {own}")
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def write(self, key: str, value: object, *, source: str | None = None) -> Ticket:
+        """Accept one output.
+
+        Args:
+            key: relative path without extension.
+            value: a tensor or numpy array, a mapping of them by name, or a sequence of them.
+            source: identity of the input row, where it is known, as ``<execution>/<row>``.
+
+        Returns:
+            Its ticket.
+
+        Raises:
+            InvalidKeyError: the key cannot name an output.
+            UnsupportedValueError: the value is none of these, or the format cannot hold it (a TypeError).
+            SinkClosedError: the handle or the sink is closed.
+        """
+        return self.write_batch([key], [value], sources=None if source is None else [source])[0]
+
+    def write_batch(
+        self, keys: Sequence[str], batch: object, *, sources: Sequence[str | None] | None = None
+    ) -> list[Ticket]:
+        """Accept a batch of outputs, as one object.
+
+        Args:
+            keys: a key for each output, all different.
+            batch: a mapping of tensors or numpy arrays by name, or one of them, whose first dimension runs over the
+                outputs; or a sequence with a value for each output, as in `write`.
+            sources: identities of the input rows, where they are known.
+
+        Returns:
+            A ticket for each output.
+
+        Raises:
+            DuplicateKeyError: a key occurs twice in the batch.
+            InvalidKeyError: a key cannot name an output.
+            UnsupportedValueError: a value is of a wrong type, shape or dtype.
+            SinkClosedError: the handle or the sink is closed.
+        """
+        if self._closed:
+            raise SinkClosedError("this handle is closed: take a new one from sink.handle()")
+        keys = tuple(keys)
+        repeated = sorted({str(key) for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
+        if repeated:
+            raise DuplicateKeyError(f"keys occur more than once in one batch: {', '.join(repeated[:5])}", keys=repeated)
+        if sources is not None and len(sources) != len(keys):
+            raise UnsupportedValueError(f"{len(keys)} keys and {len(sources)} sources: give one of each per output")
+        packed = self._packed(keys, batch)
+        if not keys:
+            return []
+        return self._send(keys, tuple(sources or [None] * len(keys)), packed)
+
+    def _packed(self, keys: tuple[str, ...], batch: object) -> Packed:
+        """Check everything, then bring it to host memory."""
+        if isinstance(batch, Mapping | torch.Tensor | np.ndarray):
+            columns = batch if isinstance(batch, Mapping) else {None: batch}
+            tensors = {name: as_tensor(column, f"column {name!r}") for name, column in columns.items()}
+            for name, tensor in tensors.items():
+                if tensor.ndim == 0 or len(tensor) != len(keys):
+                    what = "the batch" if name is None else f"column {name!r}"
+                    raise UnsupportedValueError(
+                        f"{what} has shape {tuple(tensor.shape)} and there are {len(keys)} keys: its first dimension"
+                        " runs over the outputs"
+                    )
+            if not tensors:
+                raise UnsupportedValueError("a batch without columns: there is nothing to save")
+            for number, key in enumerate(keys):
+                if number == 0:
+                    first: Any = {name: tensor[0] for name, tensor in tensors.items()}
+                    suffixes = [
+                        piece.path.removeprefix(key)
+                        for piece in check_output(key, first.get(None, first), self._format, self._dict_mode)
+                    ]
+                else:  # same columns, same dtypes, same shapes: only the key is new
+                    check_key(key, suffix=max(suffixes, key=len))
+            return pack_columns(tensors)
+        if isinstance(batch, str | bytes) or not isinstance(batch, Sequence) or len(batch) != len(keys):
+            size = len(batch) if isinstance(batch, Sequence) else "no"
+            raise UnsupportedValueError(
+                f"a batch is a mapping of tensors, a tensor, or a sequence of values, one per key: got"
+                f" {type(batch).__name__} with {size} values for {len(keys)} keys"
+            )
+        values = [as_value(value, key) for key, value in zip(keys, batch, strict=True)]
+        for key, value in zip(keys, values, strict=True):
+            check_output(key, value, self._format, self._dict_mode)
+        return pack_rows(values)
+
+    def _send(self, keys: tuple[str, ...], sources: tuple[str | None, ...], packed: Packed) -> list[Ticket]:
+        connection = self._connect()
+        n_bytes = packed_bytes(packed)
+        connection.lease.take(len(keys), n_bytes)
+        try:
+            # either way the tensors' memory is copied before we return
+            payload = copied(packed) if n_bytes <= _BY_VALUE_BYTES else ray.put(packed)
+        except BaseException:
+            connection.lease.free_bytes(n_bytes)
+            connection.lease.free_outputs(len(keys))
+            raise
+        with connection.lock:
+            connection.issued += len(keys)
+            batch = _Batch(keys, sources, payload, n_bytes, [Ticket(key) for key in keys], connection.issued)
+        self._submit(connection, batch)
+        return batch.tickets
+
+    # -- the way to the writer ---------------------------------------------------------------------------------------
+
+    def _connect(self) -> _Connection:
+        with self._connecting:
+            if self._connection is None:
+                node = ray.get_runtime_context().get_node_id()
+                nonce = os.urandom(6).hex()
+                name = f"{socket.gethostname()}-{os.getpid()}-{nonce}"
+
+                def acquire(held: int, need: int) -> int:
+                    return int(self._ask(self._coordinator.acquire.remote(name, node, held, need)))
+
+                self._ask(self._coordinator.producer_opened.remote(name, self._needs_goodbye))
+                made = _Connection(name, node, Lease(self._spec.limits.inflight_outputs, acquire))
+                made.writers = self._ask(self._coordinator.writers.remote(node))
+                threading.Thread(target=self._work, args=(made,), name="ray_sink-handle", daemon=True).start()
+                self._connection = made
+            return self._connection
+
+    def _ask(self, ref: Any) -> Any:
+        try:
+            return result(ref)
+        except RayActorError as error:
+            raise SinkClosedError("the sink is closed, or its driver has ended: its coordinator is gone") from error
+
+    def _submit(self, connection: _Connection, batch: _Batch) -> None:
+        with connection.lock:
+            writer = min(connection.writers, key=lambda info: connection.load.get(info.name, 0))
+            connection.load[writer.name] = connection.load.get(writer.name, 0) + batch.n_bytes
+        batch.writer = writer.name
+        nonce = connection.name.rpartition("-")[2]
+        attempts = tuple(f"{nonce}-{batch.number}-{batch.tries}-{row}" for row in range(len(batch.keys)))
+        ref = writer.actor.write.remote(Submission(batch.keys, attempts, batch.sources), batch.payload)
+        ref.future().add_done_callback(lambda done: self._replied(connection, batch, done))
+
+    def _replied(self, connection: _Connection, batch: _Batch, done: Future[WriteReply]) -> None:
+        """On a thread of Ray's: nothing here may wait."""
+        with connection.lock:
+            connection.load[batch.writer] -= batch.n_bytes
+        error = done.exception()
+        if error is None:
+            reply = done.result()
+            self._let_go(connection, batch, reply.credit_wanted)
+            self._staged(connection, batch, reply.outcomes)
+        elif isinstance(error, RayActorError) and batch.tries < _TRIES:
+            batch.tries += 1
+            connection.todo.put(lambda: self._send_again(connection, batch))
+        else:
+            self._let_go(connection, batch, False)
+            self._settle(connection, batch, [_failure(own_error(error), key) for key in batch.keys])
+
+    def _send_again(self, connection: _Connection, batch: _Batch) -> None:
+        """A writer died: its replacement, or another, gets the batch as a new attempt."""
+        try:
+            writers = self._ask(self._coordinator.writers.remote(connection.node, batch.writer))
+            with connection.lock:
+                connection.writers = writers
+            self._submit(connection, batch)
+        except (SinkError, RayError) as error:
+            self._let_go(connection, batch, False)
+            self._settle(connection, batch, [_failure(error, key) for key in batch.keys])
+
+    def _let_go(self, connection: _Connection, batch: _Batch, credit_wanted: bool) -> None:
+        batch.payload = None
+        connection.lease.free_bytes(batch.n_bytes)
+        if credit_wanted:
+            connection.todo.put(lambda: self._report(connection, connection.lease.trim()))
+
+    def _staged(self, connection: _Connection, batch: _Batch, outcomes: Sequence[Receipt | Exception]) -> None:
+        staged = [out.key for out in outcomes if isinstance(out, Receipt)]
+        if self._spec.ack == "staged" or self._spec.info.dest is None or not staged:
+            self._settle(connection, batch, outcomes)
+            return
+        ref = self._coordinator.await_uploaded.remote(staged)
+
+        def uploaded(done: Future[list[Receipt | SinkError]]) -> None:
+            error = done.exception()
+            found = [_failure(own_error(error), key) for key in staged] if error else done.result()
+            by_key: dict[str, Receipt | Exception] = dict(zip(staged, found, strict=True))
+            self._settle(connection, batch, [by_key.get(k, o) for k, o in zip(batch.keys, outcomes, strict=True)])
+
+        ref.future().add_done_callback(uploaded)
+
+    def _settle(self, connection: _Connection, batch: _Batch, outcomes: Sequence[Receipt | Exception]) -> None:
+        for ticket, outcome in zip(batch.tickets, outcomes, strict=True):
+            with connection.lock:
+                if isinstance(outcome, Receipt):
+                    connection.failures.pop(ticket.key, None)
+                else:
+                    connection.failures[ticket.key] = connection.unreported[ticket.key] = str(outcome)
+            ticket.settle(outcome)
+        connection.lease.free_outputs(len(batch.tickets))
+
+    def _work(self, connection: _Connection) -> None:
+        """The handle's own thread: sends again what a dead writer had, and tells the coordinator that we live."""
+        while True:
+            try:
+                job = connection.todo.get(timeout=_REPORT_S)
+            except queue.Empty:
+                self._report(connection, connection.lease.trim())
+                continue
+            if job is None:
+                return
+            job()
+
+    def _report(self, connection: _Connection, held_bytes: int) -> None:
+        # nobody waits for this: a report that is lost is followed by the next
+        self._coordinator.hold.remote(connection.name, connection.node, held_bytes)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Wait until every output accepted so far has its receipt.
+
+        Raises:
+            OutputsFailed: naming the outputs that failed since the last flush.
+        """
+        connection = self._connection
+        if connection is None:
+            return
+        connection.lease.wait_idle()
+        with connection.lock:
+            failed, connection.unreported = connection.unreported, {}
+        if failed:
+            raise failed_error(failed)
+
+    def close(self) -> None:
+        """Flush and say goodbye. A second call does nothing.
+
+        Raises:
+            OutputsFailed: naming the outputs that failed since the last flush.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            self.flush()
+        finally:
+            connection.todo.put(None)
+            if self._needs_goodbye:
+                goodbye = self._coordinator.producer_closed
+                self._ask(goodbye.remote(connection.name, connection.node, connection.issued, connection.failures))
+            else:
+                self._report(connection, 0)
+
+
+def _make_handle(spec: RunSpec, coordinator: Any, needs_goodbye: bool) -> SinkHandle:
+    return SinkHandle(spec, coordinator, needs_goodbye=needs_goodbye)
+
+
+def as_value(value: object, key: str) -> Any:
+    """`value` with its numpy arrays as tensors.
+
+    Raises:
+        UnsupportedValueError: it is no tensor, mapping or sequence of tensors.
+    """
+    if isinstance(value, Mapping):
+        return {name: as_tensor(item, f"{key!r}[{name!r}]") for name, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [as_tensor(item, f"{key!r}[{index}]") for index, item in enumerate(value)]
+    return as_tensor(value, f"the value of {key!r}")
+
+
+def _failure(error: BaseException | None, key: str) -> Exception:
+    if isinstance(error, SinkError):
+        return error
+    failure = SinkError(f"key {key!r}: its writers failed again and again: {error}")
+    failure.__cause__ = error
+    return failure

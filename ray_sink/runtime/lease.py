@@ -1,0 +1,85 @@
+"""A producer's own share of the limits: taken without a round trip while there is room."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class Lease:
+    """Bytes of object store and a number of outputs that one producer may have under way.
+
+    Args:
+        max_outputs: outputs accepted and not acknowledged; a larger batch goes alone.
+        acquire: asks the coordinator for more: bytes held, bytes needed → bytes granted, 0 to ask again. Called by one
+            thread at a time.
+    """
+
+    def __init__(self, max_outputs: int, acquire: Callable[[int, int], int]) -> None:
+        self._max_outputs = max_outputs
+        self._acquire = acquire
+        self._changed = threading.Condition()
+        self._held_bytes = 0
+        self._used_bytes = 0
+        self._outputs = 0
+        self._asking = False
+
+    def take(self, outputs: int, n_bytes: int) -> None:
+        """Wait until `outputs` outputs of `n_bytes` together may go."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._outputs or self._outputs + outputs <= self._max_outputs)
+            self._outputs += outputs
+            try:
+                while self._used_bytes + n_bytes > self._held_bytes:
+                    if self._asking:
+                        self._changed.wait()
+                    else:
+                        self._ask(self._used_bytes + n_bytes - self._held_bytes)
+            except BaseException:
+                self._outputs -= outputs
+                self._changed.notify_all()
+                raise
+            self._used_bytes += n_bytes
+
+    def _ask(self, need_bytes: int) -> None:
+        self._asking = True
+        held = self._held_bytes
+        self._changed.release()
+        granted = 0
+        try:
+            granted = self._acquire(held, need_bytes)
+        finally:
+            self._changed.acquire()
+            self._held_bytes += granted
+            self._asking = False
+            self._changed.notify_all()
+
+    def free_bytes(self, n_bytes: int) -> None:
+        """Bytes of a batch whose payload is needed no more."""
+        with self._changed:
+            self._used_bytes -= n_bytes
+            self._changed.notify_all()
+
+    def free_outputs(self, outputs: int) -> None:
+        """Outputs that are acknowledged, or failed."""
+        with self._changed:
+            self._outputs -= outputs
+            self._changed.notify_all()
+
+    def trim(self) -> int:
+        """Let go of what is not in use; the bytes still held."""
+        with self._changed:
+            if not self._asking:
+                self._held_bytes = self._used_bytes
+            return self._held_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held."""
+        with self._changed:
+            return self._held_bytes
+
+    def wait_idle(self) -> None:
+        """Wait until no output is under way."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._outputs)

@@ -1,0 +1,130 @@
+"""The uploader actor: a shell around `ray_sink.uploader.Uploader`, and the only process that has credentials."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray_sink.config import UploadOptions
+from ray_sink.filesystem import PosixFilesystem
+from ray_sink.keys import RESERVED
+from ray_sink.manifest import Seal, seal
+from ray_sink.records import ConflictCounts, MultipartUpload, Receipt, RowCounts, RunInfo, UploadOutcome
+from ray_sink.runtime.calls import result
+from ray_sink.staging import Staging
+from ray_sink.stores import open_store
+from ray_sink.stores.base import Capabilities, ObjectInfo
+from ray_sink.uploader import Uploader
+
+
+class UploaderShell:
+    """Uploads what the coordinator hands out, and does for the driver what needs credentials.
+
+    Every method may be repeated: when the actor dies Ray starts it again and repeats what was under way, `serve`
+    included.
+    """
+
+    def __init__(self, info: RunInfo, options: UploadOptions) -> None:
+        self._info = info
+        self._options = options
+        self._store = open_store(info.dest or info.staging, options)
+
+    def probe(self) -> Capabilities:
+        """See `ray_sink.stores.base.Store.probe`."""
+        return self._store.probe()
+
+    def listing(self) -> dict[str, int]:
+        """Sizes of all objects at the destination that are not the sink's own, by path."""
+        return {info.path: info.bytes for info in self._store.list() if not info.path.startswith(f"{RESERVED}/")}
+
+    def put_bytes(self, path: str, data: bytes, replace: bool) -> None:
+        """See `ray_sink.stores.base.Store.put_bytes`."""
+        self._store.put_bytes(path, data, replace=replace)
+
+    def get_bytes(self, path: str) -> bytes:
+        """See `ray_sink.stores.base.Store.get_bytes`."""
+        return self._store.get_bytes(path)
+
+    def list(self, prefix: str) -> list[ObjectInfo]:
+        """See `ray_sink.stores.base.Store.list`."""
+        return list(self._store.list(prefix))
+
+    def delete(self, path: str) -> None:
+        """See `ray_sink.stores.base.Store.delete`."""
+        self._store.delete(path)
+
+    def seal(self, epoch: int, receipts: Sequence[Receipt], rows: RowCounts, conflicts: ConflictCounts) -> Seal:
+        """See `ray_sink.manifest.seal`."""
+        return seal(self._store, self._info, epoch, receipts, rows, conflicts)
+
+    def serve(self, coordinator: Any, index: int) -> None:
+        """Upload until the run ends."""
+        if index == 0:
+            for upload in result(coordinator.abandoned_multiparts.remote()):
+                self._store.abort(upload)
+        _Service(self._info, self._options, self._store, coordinator, index).run()
+
+
+class _Service:
+    """One life of an uploader's loop: it takes work, uploads on the pool, and reports in batches."""
+
+    def __init__(self, info: RunInfo, options: UploadOptions, store: Any, coordinator: Any, index: int) -> None:
+        self._options = options
+        self._coordinator = coordinator
+        self._index = index
+        self._staging = Staging(PosixFilesystem(), Path(info.staging), info.run_id)
+        self._uploader = Uploader(store, Path(info.staging), info.run_id, options, on_multipart=self._multipart_started)
+        self._outcomes: queue.SimpleQueue[UploadOutcome | None] = queue.SimpleQueue()
+        self._held: set[str] = set()
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        reporter = threading.Thread(target=self._report, name="ray_sink-report", daemon=True)
+        reporter.start()
+        try:
+            while self._error is None:
+                with self._lock:
+                    holding = frozenset(self._held)
+                tasks = result(
+                    self._coordinator.take_uploads.remote(
+                        self._index, holding, 4 * self._options.concurrency, self._options.buffer_bytes
+                    )
+                )
+                if tasks is None:
+                    break
+                with self._lock:
+                    self._held.update(task.key for task in tasks)
+                for task in tasks:
+                    self._uploader.submit(task, self._outcomes.put)
+        finally:
+            self._uploader.close()
+            self._outcomes.put(None)
+            reporter.join()
+        if self._error is not None:
+            raise self._error
+
+    def _multipart_started(self, upload: MultipartUpload) -> None:
+        result(self._coordinator.multipart_started.remote(upload))
+
+    def _report(self) -> None:
+        """One message, and one journal record, for all that has come in meanwhile; files are freed only after it."""
+        try:
+            while True:
+                batch = [self._outcomes.get()]
+                while not self._outcomes.empty():
+                    batch.append(self._outcomes.get())
+                outcomes = [outcome for outcome in batch if outcome is not None]
+                if outcomes:
+                    files = result(self._coordinator.uploaded.remote(outcomes))
+                    if not self._options.keep_staged:
+                        self._staging.free(files)
+                    with self._lock:
+                        self._held.difference_update(outcome.key for outcome in outcomes)
+                if None in batch:
+                    return
+        except BaseException as error:  # noqa: BLE001 - the serving thread raises it
+            self._error = error

@@ -1,0 +1,114 @@
+"""The writer actor: a shell around `ray_sink.writer.Writer` that asks the coordinator."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from ray_sink.config import DictMode
+from ray_sink.errors import RunFencedError, SinkError, StagingError
+from ray_sink.filesystem import PosixFilesystem
+from ray_sink.formats import resolve
+from ray_sink.publishing import DecidedPublishing
+from ray_sink.records import Decision, Proposal, Receipt, TempFile
+from ray_sink.runtime.calls import result
+from ray_sink.runtime.messages import RunSpec, Submission, WriteReply
+from ray_sink.runtime.payload import Packed, packed_bytes, unpack
+from ray_sink.staging import Staging
+from ray_sink.writer import Output, Writer
+
+_LIVES = 3
+"""How many restarts of the ledger one batch may meet before it is handed back."""
+
+
+class WriterShell:
+    """Stages batches, has them decided, publishes the winners. Everything that it can do late is harmless."""
+
+    def __init__(self, spec: RunSpec, coordinator: Any) -> None:
+        self._spec = spec
+        self._coordinator = coordinator
+        self._staging = Staging(PosixFilesystem(), Path(spec.info.staging), spec.info.run_id)
+        self._lock = threading.Lock()
+        self._term = ""
+        self._writer: Writer[TempFile, Receipt] | None = None
+
+    def ready(self) -> None:
+        """Check that this node sees what the ledger wrote into the staging folder.
+
+        Raises:
+            StagingError: it does not.
+        """
+        term = result(self._coordinator.ready.remote())
+        journal = self._staging.journal_dir / term
+        if not journal.exists():
+            node = f"{ray.get_runtime_context().get_node_id()} ({socket.gethostname()})"
+            raise StagingError(
+                f"node {node} does not see {journal}: the staging folder must be on a filesystem that all nodes mount"
+                " at the same path (with several nodes, a local folder is none)"
+            )
+
+    def write(self, submission: Submission, payload: Packed) -> WriteReply:
+        """Write one batch. The payload is read before anything else: it survives its owner from here on."""
+        values = unpack(payload)
+        outcomes: list[Receipt | SinkError | None] = [None] * len(values)
+        left = list(range(len(values)))
+        credit_wanted = False
+        term = self._term or result(self._coordinator.ready.remote())
+        for life in range(_LIVES):
+            writer = self._writer_for(term)
+            batch = f"{submission.attempts[left[0]]}.{life}"
+            while not result(self._coordinator.reserve.remote(batch, packed_bytes(payload))):
+                continue  # the coordinator waited for room as long as one call may
+            outputs = [
+                Output(submission.keys[i], values[i], f"{submission.attempts[i]}.{life}", submission.sources[i])
+                for i in left
+            ]
+            found = writer.write_batch(outputs)
+            credit_wanted = result(self._coordinator.batch_done.remote(batch))
+            for index, outcome in zip(left, found, strict=True):
+                outcomes[index] = outcome
+            # a new life of the ledger has swept what was not decided: stage it again from memory
+            left = [i for i in left if isinstance(outcomes[i], RunFencedError | StagingError)]
+            if not left or (now := result(self._coordinator.ready.remote())) == term:
+                break
+            term = now
+        return WriteReply(tuple(outcome for outcome in outcomes if outcome is not None), credit_wanted)
+
+    def _writer_for(self, term: str) -> Writer[TempFile, Receipt]:
+        with self._lock:
+            if self._writer is None or term > self._term:
+                self._term, self._writer = term, self._make_writer(term)
+            return self._writer
+
+    def _make_writer(self, term: str) -> Writer[TempFile, Receipt]:
+        publishing = DecidedPublishing(
+            self._staging,
+            term,
+            decide=self._decide,
+            published=self._published,
+            locate=self._locate,
+            temp_dir=self._spec.writers.temp_dir,
+            temp_bytes=self._spec.limits.temp_bytes,
+        )
+        options = self._spec.writers
+        return Writer(
+            resolve(self._spec.format), DictMode(self._spec.info.dict_mode), publishing, threads=options.threads
+        )
+
+    def _decide(self, proposals: Sequence[Proposal]) -> list[Decision]:
+        return list(result(self._coordinator.decide.remote(proposals)))
+
+    def _published(self, attempts: Sequence[tuple[str, str]]) -> None:
+        result(self._coordinator.published.remote(attempts))
+
+    def _locate(self, keys: Sequence[str]) -> list[Receipt | SinkError]:
+        found = result(self._coordinator.receipts_of.remote(keys))
+        return [
+            receipt or StagingError(f"the decided files of {key!r} are gone: was the run taken over?")
+            for key, receipt in zip(keys, found, strict=True)
+        ]
