@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import ClassVar, Protocol
+from dataclasses import Field, dataclass, fields
+from typing import Any, ClassVar, Protocol
 
 LOGGER_NAME = "ray_sink"
 
@@ -25,7 +25,7 @@ class Event(Protocol):
 
     NAME: ClassVar[str]
     LEVEL: ClassVar[int]
-    __dataclass_fields__: ClassVar[dict[str, object]]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,4 +117,4 @@ def emit(event: Event, logger: logging.Logger | None = None) -> None:
 
 def fields_of(event: Event) -> Mapping[str, object]:
     """The fields of `event` by name."""
-    return {field.name: getattr(event, field.name) for field in fields(event)}  # type: ignore[arg-type]
+    return {field.name: getattr(event, field.name) for field in fields(event)}

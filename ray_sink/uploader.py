@@ -1,0 +1,327 @@
+"""From staged file to object. Knows no Ray and keeps no state that matters: the ledger remembers, the store proves."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+from ray_sink.checksum import Checksum
+from ray_sink.config import UploadOptions
+from ray_sink.errors import (
+    DestinationConflict,
+    ObjectExistsError,
+    SinkClosedError,
+    SinkError,
+    StagedFileChangedError,
+    StagingError,
+    StoreError,
+    StoreUnavailableError,
+)
+from ray_sink.events import ConcurrencyChanged, Uploaded, UploadFailed, UploadRetried, emit
+from ray_sink.filesystem import chunks_of
+from ray_sink.records import FileRecord, MultipartUpload, UploadOutcome, UploadTask, Verification
+from ray_sink.retry import ConcurrencyGate, FailedTry, Retry
+from ray_sink.stores.base import Store
+
+# Plain lower-case letters: Azure takes no hyphen in a name, some proxies drop underscores, headers lose their case.
+KEY, RUN, ATTEMPT, CHECKSUM = "sinkkey", "sinkrun", "sinkattempt", "sinkchecksum"
+_MOST_KEY_BYTES = 1024  # S3 takes 2 KB of metadata in all; a key that is longer when encoded is left to the path
+
+_LOOKS_FOR_A_MISSING_FILE = 3
+_READS_OF_A_CHANGING_FILE = 10
+
+
+def not_journaled(upload: MultipartUpload) -> None:
+    """An `on_multipart` for uploads that no journal has to know of."""
+
+
+class Uploader:
+    """Puts published outputs into a store, and looks at what is there whenever it is not sure.
+
+    Order of calls, all in the uploader's process: 1. `upload`, or `submit` for many at a time; 2. the caller makes
+    "uploaded" durable in its ledger; 3. `free`, which removes the staged files; 4. `close`.
+
+    Everything may be repeated, by this process or another: a file whose object is there already, proven by run id,
+    attempt and checksum (by its bytes where the store holds no metadata), counts as uploaded, whether its staged file
+    is still there or not. Somebody else's object is a `DestinationConflict`, unless the task says replace.
+
+    At most ``options.concurrency`` objects are in flight, and file contents of at most ``options.buffer_bytes`` are
+    in memory; a file that needs more than that goes alone. Both hold for all threads that use this uploader.
+
+    Args:
+        store: where to; closed by whoever opened it.
+        staging_root: what `FileRecord.path` is relative to.
+        run_id: goes into each object's metadata.
+        options: bounds.
+        on_multipart: told of a multipart upload before its first part; makes its id durable.
+        retry: how often and how long to try.
+        clock: seconds, monotonic; for events.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        staging_root: Path,
+        run_id: str,
+        options: UploadOptions,
+        *,
+        on_multipart: Callable[[MultipartUpload], None] = not_journaled,
+        retry: Retry | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.root = staging_root
+        self._store = store
+        self._run_id = run_id
+        self._options = options
+        self._on_multipart = on_multipart
+        self._retry = retry or Retry()
+        self._clock = clock
+        self.gate = ConcurrencyGate(
+            options.concurrency,
+            options.buffer_bytes,
+            clock=clock,
+            on_change=lambda before, after: emit(ConcurrencyChanged(before, after)),
+        )
+        self._pool: ThreadPoolExecutor | None = None
+        self._room = threading.BoundedSemaphore(2 * options.concurrency)
+        self._state = threading.Lock()
+        self._closed = False
+        self._callback_errors: list[Exception] = []
+
+    def upload(self, task: UploadTask) -> UploadOutcome:
+        """Upload all files of one output; trouble comes back in the outcome, after the retries.
+
+        Files that are there already are not sent again, so a task that failed half way may be repeated.
+        """
+        try:
+            proofs = [self._put(task, file) for file in task.files]
+        except SinkError as error:
+            emit(UploadFailed(task.key, str(error)))
+            return UploadOutcome(task.key, task.attempt, error=error)
+        weakest = Verification.VERIFIED
+        if Verification.SIZE_CHECKED in proofs:
+            weakest = Verification.SIZE_CHECKED
+        return UploadOutcome(task.key, task.attempt, verification=weakest)
+
+    def upload_as_found(self, path: str) -> UploadOutcome:
+        """Upload the file `path` below the root as it is now, replacing what is there; no ledger knows of it.
+
+        A file that is replaced while it is read is read again.
+        """
+        attempt = uuid.uuid4().hex
+        outcome = UploadOutcome(path, attempt, error=StagedFileChangedError(f"{path} never holds still"))
+        for _ in range(_READS_OF_A_CHANGING_FILE):
+            try:
+                file = _described(self.root, path)
+            except OSError as error:
+                failure = StagingError(f"{self.root / path} cannot be read: {error}")
+                emit(UploadFailed(path, str(failure)))
+                return UploadOutcome(path, attempt, error=failure)
+            outcome = self.upload(UploadTask(path, attempt, (file,), replace=True))
+            if not isinstance(outcome.error, StagedFileChangedError):
+                break
+        return outcome
+
+    def submit(self, task: UploadTask, done: Callable[[UploadOutcome], None]) -> None:
+        """Upload `task` on the pool; `done` gets its outcome there.
+
+        Returns when the task has a place: while twice ``options.concurrency`` tasks are running or waiting, the
+        caller waits. So `done` must not submit. What `done` raises comes out of `close`.
+
+        Raises:
+            SinkClosedError: after `close`.
+        """
+        self._start(lambda: self.upload(task), (task.key, task.attempt), done)
+
+    def submit_as_found(self, path: str, done: Callable[[UploadOutcome], None]) -> None:
+        """`upload_as_found` on the pool, with the bounds of `submit`."""
+        self._start(lambda: self.upload_as_found(path), (path, ""), done)
+
+    def _start(
+        self, work: Callable[[], UploadOutcome], name: tuple[str, str], done: Callable[[UploadOutcome], None]
+    ) -> None:
+        def run() -> None:
+            try:
+                try:
+                    outcome = work()
+                except Exception as error:  # noqa: BLE001 whatever it is, its task gets an outcome
+                    failure = StoreError(f"upload of {name[0]} broke: {type(error).__name__}: {error}")
+                    failure.__cause__ = error
+                    emit(UploadFailed(name[0], str(failure)))
+                    outcome = UploadOutcome(*name, error=failure)
+                done(outcome)
+            except Exception as error:  # noqa: BLE001 raised by `close`
+                with self._state:
+                    self._callback_errors.append(error)
+            finally:
+                self._room.release()
+
+        self._room.acquire()
+        try:
+            with self._state:
+                if self._closed:
+                    raise SinkClosedError("the uploader is closed")
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(self._options.concurrency, thread_name_prefix="upload")
+                self._pool.submit(run)
+        except BaseException:
+            self._room.release()
+            raise
+
+    def free(self, files: Iterable[FileRecord]) -> int:
+        """Remove staged files whose upload the ledger has made durable; folders stay.
+
+        Does nothing with ``options.keep_staged``; a file that is gone already is fine.
+
+        Returns:
+            Bytes that were freed.
+
+        Raises:
+            StagingError: a file cannot be removed.
+        """
+        freed = 0
+        if self._options.keep_staged:
+            return freed
+        for file in files:
+            local = self.root / file.path
+            try:
+                with suppress(FileNotFoundError):
+                    size = local.lstat().st_size
+                    local.unlink()
+                    freed += size
+            except OSError as error:
+                raise StagingError(f"staged file {local} is uploaded and cannot be removed: {error}") from error
+        return freed
+
+    def close(self) -> None:
+        """Wait for all that was submitted; a second call does nothing.
+
+        Raises:
+            Exception: what a `done` raised; an ExceptionGroup when there are several.
+        """
+        with self._state:
+            self._closed = True
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True)
+        with self._state:
+            errors, self._callback_errors = self._callback_errors, []
+        raise_all("upload callbacks failed", errors)
+
+    def __enter__(self) -> Self:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _put(self, task: UploadTask, file: FileRecord) -> Verification:
+        began_s = self._clock()
+        metadata = self._metadata(task, file)
+        adopted = False
+        missing = 0
+
+        def look() -> Verification | None:
+            nonlocal adopted
+            with self.gate.enter(0):
+                found = self._prove(task, file, metadata)
+            adopted = found is not None
+            return found
+
+        def attempt(number: int) -> Verification:
+            nonlocal missing
+            # the try before may have landed and lost its reply
+            if number > 1 and (proof := look()) is not None:
+                return proof
+            local = self.root / file.path
+            held_bytes = self._store.held_bytes(file)
+            try:
+                with self.gate.enter(held_bytes):
+                    return self._store.put_file(
+                        local, file, metadata=metadata, replace=task.replace, on_multipart=self._on_multipart
+                    )
+            except ObjectExistsError as error:
+                if (proof := look()) is not None:
+                    return proof
+                raise StoreUnavailableError(
+                    f"{error}; nothing is to be seen there: trying again", path=file.path
+                ) from error
+            except FileNotFoundError as error:
+                if (proof := look()) is not None:
+                    return proof
+                missing += 1
+                text = f"staged file {local} is missing and the destination holds no object {file.path} of this attempt"
+                if missing >= _LOOKS_FOR_A_MISSING_FILE:
+                    raise StagingError(f"{text}: the output has to be computed again") from error
+                # NFS shows a new name late; reading its folder makes it look again
+                with suppress(OSError):
+                    os.listdir(local.parent)
+                raise StoreUnavailableError(f"{text}: looking again", path=file.path) from error
+
+        def retried(failed: FailedTry) -> None:
+            error = failed.error
+            emit(UploadRetried(file.path, failed.number, failed.pause_s, error.slow_down, str(error)))
+
+        verification = self._retry.call(attempt, on_failure=retried)
+        emit(Uploaded(file.path, file.bytes, self._clock() - began_s, str(verification), adopted))
+        return verification
+
+    def _prove(self, task: UploadTask, file: FileRecord, metadata: Mapping[str, str]) -> Verification | None:
+        """What is proven if our bytes are under ``file.path``; None if nothing is, or what is there may be replaced.
+
+        Raises:
+            DestinationConflict: somebody else's object is there.
+        """
+        info = self._store.head(file.path)
+        if info is None:
+            return None
+        theirs = info.metadata
+        if any(name in theirs for name in (RUN, ATTEMPT, CHECKSUM)):
+            ours = all(theirs.get(name) == metadata[name] for name in (RUN, ATTEMPT, CHECKSUM))
+            if ours and info.bytes == file.bytes and info.checksum in (None, file.checksum):
+                return Verification.VERIFIED if info.checksum else self._store.probe().verification
+        elif info.bytes == file.bytes and self._store.read_checksum(file.path) == file.checksum:
+            # no metadata to go by, but these are the bytes: we have just read them
+            return Verification.VERIFIED
+        if task.replace:
+            return None
+        raise DestinationConflict(
+            f"output {task.key!r}: {self._store.url} already holds another object under {file.path}"
+            f"{' from run ' + repr(theirs[RUN]) if RUN in theirs else ''}. Use another destination, or choose"
+            " on_conflict='replace' or 'keep'",
+            keys=(task.key,),
+        )
+
+    def _metadata(self, task: UploadTask, file: FileRecord) -> Mapping[str, str]:
+        metadata = {RUN: self._run_id, ATTEMPT: task.attempt, CHECKSUM: file.checksum}
+        if len(quote(task.key)) <= _MOST_KEY_BYTES:
+            metadata[KEY] = task.key
+        return metadata
+
+
+def raise_all(message: str, errors: list[Exception]) -> None:
+    """Raise what is in `errors`: nothing, the one, or an ExceptionGroup."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ExceptionGroup(message, errors)
+
+
+def _described(root: Path, path: str) -> FileRecord:
+    running, size = Checksum(), 0
+    for chunk in chunks_of(root / path):
+        running.update(chunk)
+        size += len(chunk)
+    return FileRecord(path, size, running.text)
