@@ -22,12 +22,16 @@ class Format(Protocol):
        seeking. It may be repeated with the same value: the bytes must depend on the value alone.
     3. `decode`, in whoever loads the output.
 
-    A Format travels to the writers by pickle, so it is a small picklable object. Tensors arrive in `encode` on the
-    CPU, detached and contiguous; they may be views of read-only shared memory: do not write into them.
+    A Format travels to the writers by pickle, so it is a small picklable object. In `encode`, a mapping arrives as a
+    dict in the order it had, a sequence as a list, and every tensor as a plain dense one on the CPU, detached and
+    contiguous. Tensors may be views of larger or read-only memory: save what shows, and do not write into them.
 
     Attributes:
         name: identifies the format in journals and manifests; a resumed run must have the same.
         suffix: file name suffix with its dot, such as ``".pt"``.
+
+    Whether a mapping's order is part of its value is the format's to say: ``.pt`` and ``.npz`` keep it, safetensors
+    has an order of its own.
     """
 
     name: str

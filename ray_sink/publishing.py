@@ -1,0 +1,353 @@
+"""Where a writer's files go, and how they get their final names: two policies behind one Protocol.
+
+`ReplacePublishing` is AsyncWriter's: atomic for readers, no promise about power cuts. `DecidedPublishing` is the
+Sink's: durable before the ledger is asked, under a final name only after it has decided.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Generic, Protocol, TypeVar, cast
+
+from ray_sink.budget import ByteBudget
+from ray_sink.config import GiB
+from ray_sink.errors import ConfigError, SinkError, StagingError
+from ray_sink.filesystem import Buffer
+from ray_sink.records import Decision, Proposal, Receipt, State, TempFile, receipt_of
+from ray_sink.staging import Staging
+
+FileT = TypeVar("FileT")
+"""A file that is encoded and has no final name yet."""
+ResultT = TypeVar("ResultT")
+"""What a published output becomes."""
+
+Encode = Callable[[BinaryIO], None]
+
+_ATTEMPT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
+_CHUNK_BYTES = 4 * 2**20
+_IN_MEMORY_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class FileSlot:
+    """One file to be written.
+
+    Attributes:
+        path: its final path relative to the root.
+        attempt: the attempt that it belongs to.
+        number: which of the attempt's files it is.
+        bound_bytes: more than what a built-in format will write; for budgets.
+    """
+
+    path: str
+    attempt: str
+    number: int
+    bound_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared(Generic[FileT]):
+    """An output of which every file is encoded and none has its final name.
+
+    Attributes:
+        key: the user's key.
+        attempt: id of this try.
+        source: identity of the input row, where it is known.
+        files: its files, in order.
+        notes: for the receipt.
+    """
+
+    key: str
+    attempt: str
+    source: str | None
+    files: tuple[FileT, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Publishing(Protocol[FileT, ResultT]):
+    """The policy of a `ray_sink.writer.Writer`. All of it may be called from several threads at once.
+
+    The order of calls, for each batch:
+
+    1. `prepare`, once for each file, several at a time. After an error nothing of that file is left.
+    2. `discard`, for the files of each output of which another file failed.
+    3. `publish`, once, with all outputs that are left.
+    """
+
+    def prepare(self, slot: FileSlot, encode: Encode) -> FileT:
+        """Have `encode` write into a new file, and keep that away from readers.
+
+        Raises:
+            SinkError: this file cannot be had.
+            OSError: likewise.
+            Exception: whatever `encode` raised.
+        """
+
+    def discard(self, files: Sequence[FileT]) -> None:
+        """Remove files that will not be published."""
+
+    def publish(self, outputs: Sequence[Prepared[FileT]]) -> list[ResultT | SinkError]:
+        """Give the files their final names; one result for each output, in order."""
+
+
+def about(key: str, error: SinkError) -> SinkError:
+    """`error` with a message that names `key`, its type and attributes unchanged."""
+    if repr(key) in str(error):
+        return error
+    named = copy.copy(error)
+    named.args = (f"key {key!r}: {error}",)
+    named.__cause__ = error.__cause__ or error
+    return named
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """An output of AsyncWriter under its final names.
+
+    Attributes:
+        key: the user's key.
+        paths: its files, in order.
+        notes: what differs from the value handed in.
+    """
+
+    key: str
+    paths: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    temp: Path
+    final: Path
+
+
+class ReplacePublishing:
+    """A unique temp beside the final name, then ``os.replace``.
+
+    Readers see the old file or the new one, whole. Nothing is fsynced. A process that is killed can leave a temp,
+    ``.tmp-`` and hex digits without a suffix, and nothing else.
+
+    Args:
+        root: the folder below which all files go; it exists. Symlinks below it are not followed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._made: set[Path] = set()
+
+    def prepare(self, slot: FileSlot, encode: Encode) -> _Beside:
+        """See `Publishing.prepare`."""
+        final = self.root / slot.path
+        temp = final.with_name(f".tmp-{os.urandom(5).hex()}")
+        self._make_dirs(final.parent)
+        try:
+            fd = self._create(temp)
+        except FileNotFoundError:
+            # somebody cleared the folder away since we made it
+            self._made.clear()
+            self._make_dirs(final.parent)
+            fd = self._create(temp)
+        try:
+            with os.fdopen(fd, "w+b") as file:
+                encode(file)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
+        return _Beside(temp, final)
+
+    def _create(self, temp: Path) -> int:
+        return os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+
+    def _make_dirs(self, folder: Path) -> None:
+        if folder in self._made:
+            return
+        here = self.root
+        for part in folder.relative_to(self.root).parts:
+            here = here / part
+            try:
+                here.mkdir()
+            except FileExistsError:
+                if not stat.S_ISDIR(here.lstat().st_mode):
+                    raise NotADirectoryError(
+                        f"{here} is in the way: a folder is needed there, and a symlink or file is found"
+                    ) from None
+        self._made.add(folder)
+
+    def discard(self, files: Sequence[_Beside]) -> None:
+        """See `Publishing.discard`."""
+        for file in files:
+            file.temp.unlink(missing_ok=True)
+
+    def publish(self, outputs: Sequence[Prepared[_Beside]]) -> list[Landed | SinkError]:
+        """See `Publishing.publish`."""
+        return [self._replace(output) for output in outputs]
+
+    def _replace(self, output: Prepared[_Beside]) -> Landed | SinkError:
+        try:
+            for file in output.files:
+                os.replace(file.temp, file.final)
+        except OSError as error:
+            self.discard(output.files)
+            failure = StagingError(f"key {output.key!r} could not be written: {error}")
+            failure.__cause__ = error
+            return failure
+        return Landed(output.key, tuple(file.final for file in output.files), output.notes)
+
+
+class DecidedPublishing:
+    """Local temp, staged temp, decision, final name, receipt: the order that loses nothing.
+
+    1. Each file is encoded locally: in memory when it is small, else in a file without a name, which goes with its
+       process however that ends.
+    2. It is copied into the staging folder under a temp name, checksummed and fsynced.
+    3. Once a batch: the temps' folder is synced, the ledger decides, the winners get their names, the ledger is told,
+       the losers' temps are removed.
+
+    Whenever it is not known whether the ledger has decided, the temps stay: a decided attempt lives by them until it is
+    published. The ledger's next life publishes or sweeps them.
+
+    Args:
+        staging: the run's staging folder.
+        term: the term of the ledger that is asked.
+        decide: asks the ledger; one decision for each proposal, in order. It may raise SinkError.
+        published: tells the ledger which (key, attempt) have their final names, durably. It may raise SinkError.
+        locate: asks the ledger for the receipts of decided keys whose files were found under neither name, because
+            others published, uploaded and freed them meanwhile; in order. It may raise SinkError.
+        temp_dir: folder for local temps; None: the system's.
+        temp_bytes: most bytes of local temps at a time, in memory and on disk; a larger file goes alone. Counted by
+            `FileSlot.bound_bytes`.
+    """
+
+    def __init__(
+        self,
+        staging: Staging,
+        term: str,
+        *,
+        decide: Callable[[Sequence[Proposal]], Sequence[Decision]],
+        published: Callable[[Sequence[tuple[str, str]]], None],
+        locate: Callable[[Sequence[str]], Sequence[Receipt | SinkError]],
+        temp_dir: str | os.PathLike[str] | None = None,
+        temp_bytes: int = 4 * GiB,
+    ) -> None:
+        """Make `temp_dir` if it is missing.
+
+        Raises:
+            ConfigError: `temp_dir` cannot be made.
+        """
+        self._staging = staging
+        self._term = term
+        self._decide = decide
+        self._published = published
+        self._locate = locate
+        self._temp_dir = Path(temp_dir) if temp_dir is not None else Path(tempfile.gettempdir())
+        self._budget = ByteBudget(temp_bytes)
+        try:
+            self._temp_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"the folder for local temps, {self._temp_dir}, cannot be made: {error}") from error
+
+    def prepare(self, slot: FileSlot, encode: Encode) -> TempFile:
+        """See `Publishing.prepare`.
+
+        Raises:
+            ConfigError: the attempt's id cannot be part of a file name.
+            StagingError: a local or a shared disk is full or broken, or the term is fenced.
+        """
+        if not _ATTEMPT.fullmatch(slot.attempt):
+            raise ConfigError(f"attempt {slot.attempt!r:.80} must be 1 to 200 of A-Z a-z 0-9 _ - and inner dots")
+        with self._budget.take(slot.bound_bytes), self._local(slot.bound_bytes) as local:
+            try:
+                encode(local)
+                local.seek(0)
+            except OSError as error:
+                raise StagingError(f"could not write a temp in {self._temp_dir}: {error}") from error
+            return self._staging.stage(self._term, f"{slot.attempt}.{slot.number}", slot.path, _chunks(local))
+
+    def _local(self, bound_bytes: int) -> BinaryIO:
+        if bound_bytes <= _IN_MEMORY_BYTES:
+            return io.BytesIO()
+        try:
+            return cast(BinaryIO, tempfile.TemporaryFile(dir=self._temp_dir))
+        except OSError as error:
+            raise StagingError(f"could not make a temp in {self._temp_dir}: {error}") from error
+
+    def discard(self, files: Sequence[TempFile]) -> None:
+        """See `Publishing.discard`."""
+        self._staging.drop([Proposal("", "", tuple(files))])
+
+    def publish(self, outputs: Sequence[Prepared[TempFile]]) -> list[Receipt | SinkError]:
+        """See `Publishing.publish`. An error that is no SinkError comes through; the temps stay then, too."""
+        proposals = [
+            Proposal(output.key, output.attempt, output.files, output.source, output.notes) for output in outputs
+        ]
+        try:
+            self._staging.sync_temps(self._term)
+        except StagingError as error:
+            self._staging.drop(proposals)
+            return [about(proposal.key, error) for proposal in proposals]
+        try:
+            decisions = self._decide(proposals)
+        except SinkError as error:
+            return [about(proposal.key, error) for proposal in proposals]
+        pairs = list(zip(proposals, decisions, strict=True))
+        outcomes = self._settle([d.winner for _, d in pairs if d.winner is not None and d.receipt is None])
+        self._staging.drop([p for p, d in pairs if d.winner is None or d.winner.attempt != p.attempt])
+        return [self._outcome(decision, outcomes) for decision in decisions]
+
+    def _outcome(self, decision: Decision, outcomes: dict[str, Receipt | SinkError]) -> Receipt | SinkError:
+        if decision.error is not None:
+            return about(decision.key, decision.error)
+        return decision.receipt if decision.receipt is not None else outcomes[decision.key]
+
+    def _settle(self, winners: Sequence[Proposal]) -> dict[str, Receipt | SinkError]:
+        """Publish decided attempts, ours and those whose writer never came to it, and tell the ledger."""
+        # a batch may hold two attempts of one key; they have one winner
+        left = {winner.key: winner for winner in winners}
+        outcomes: dict[str, Receipt | SinkError] = {}
+        vanished = self._publish(list(left.values()), outcomes)
+        done = [winner for key, winner in left.items() if key not in outcomes and key not in vanished]
+        if done:
+            try:
+                self._published([(winner.key, winner.attempt) for winner in done])
+            except SinkError as error:
+                outcomes.update({winner.key: about(winner.key, error) for winner in done})
+            else:
+                root = str(self._staging.root)
+                outcomes.update({winner.key: receipt_of(winner, State.STAGED, root) for winner in done})
+        if vanished:
+            try:
+                outcomes.update(zip(vanished, self._locate(vanished), strict=True))
+            except SinkError as error:
+                outcomes.update({key: about(key, error) for key in vanished})
+        return {key: about(key, out) if isinstance(out, SinkError) else out for key, out in outcomes.items()}
+
+    def _publish(self, winners: Sequence[Proposal], failed: dict[str, Receipt | SinkError]) -> list[str]:
+        """Publish, put what failed into `failed`, and return the keys that vanished."""
+        if not winners:
+            return []
+        try:
+            return list(dict.fromkeys(self._staging.publish(winners)))
+        except StagingError as error:
+            if len(winners) == 1:
+                failed[winners[0].key] = error
+                return []
+        # one of them stands in the way of the others: publishing may be repeated, so find out which
+        return [key for winner in winners for key in self._publish([winner], failed)]
+
+
+def _chunks(file: BinaryIO) -> Iterator[Buffer]:
+    """All of `file`, which is at its start; a large one in views of one reused buffer."""
+    if isinstance(file, io.BytesIO):
+        yield file.getvalue()  # no copy: the buffer itself, which a view would keep from being closed
+        return
+    view = memoryview(bytearray(_CHUNK_BYTES))
+    while count := file.readinto(view):  # type: ignore[attr-defined]  # typing.BinaryIO leaves it out
+        yield view[:count]
