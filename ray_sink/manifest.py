@@ -22,7 +22,7 @@ from ray_sink.records import ConflictCounts, FileRecord, Receipt, RowCounts, Run
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from ray_sink.stores.base import Store
+    from ray_sink.stores.base import SmallObjects
 
 SUCCESS: Final = "_SUCCESS"
 _ROWS_A_FILE: Final = 1_000_000
@@ -95,7 +95,7 @@ def run_path(run_id: str, name: str) -> str:
     return f"{RESERVED}/{run_id}/{name}"
 
 
-def read_seal(store: Store, run_id: str) -> Seal | None:
+def read_seal(store: SmallObjects, run_id: str) -> Seal | None:
     """The run's seal, or None while it is not sealed."""
     try:
         return Seal.from_json(store.get_bytes(run_path(run_id, SUCCESS)))
@@ -104,7 +104,12 @@ def read_seal(store: Store, run_id: str) -> Seal | None:
 
 
 def seal(
-    store: Store, run: RunInfo, epoch: int, receipts: Iterable[Receipt], rows: RowCounts, conflicts: ConflictCounts
+    store: SmallObjects,
+    run: RunInfo,
+    epoch: int,
+    receipts: Iterable[Receipt],
+    rows: RowCounts,
+    conflicts: ConflictCounts,
 ) -> Seal:
     """Write the manifest, then ``_SUCCESS``. May be repeated after a crash at any point; the caller owns `epoch`.
 
@@ -145,7 +150,7 @@ def seal(
     return made
 
 
-def _put_manifest_file(store: Store, run: RunInfo, epoch: int, receipts: tuple[Receipt, ...]) -> ManifestFile:
+def _put_manifest_file(store: SmallObjects, run: RunInfo, epoch: int, receipts: tuple[Receipt, ...]) -> ManifestFile:
     data = to_parquet(receipts)
     name = f"manifest-{epoch:06d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
     path = run_path(run.run_id, name)

@@ -24,7 +24,7 @@ from typing import Protocol
 from ray_sink.errors import ObjectExistsError, ObjectMissingError, RunFencedError, RunOwnedError
 from ray_sink.filesystem import Filesystem
 from ray_sink.keys import RESERVED
-from ray_sink.stores.base import Store
+from ray_sink.stores.base import SmallObjects
 
 _FOLDER = f"{RESERVED}/_owner"
 _EPOCH = re.compile(r"epoch-(\d{6})")
@@ -90,7 +90,7 @@ class FolderPlace:
 class StorePlace:
     """Claims at a destination that keeps its word on create-only puts."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: SmallObjects) -> None:
         self.name = store.url
         self._store = store
 

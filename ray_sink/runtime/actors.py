@@ -89,6 +89,10 @@ class Destination:
         """See `ray_sink.stores.base.Store.delete`."""
         self._call("delete", path)
 
+    def sweep(self) -> None:
+        """See `ray_sink.stores.base.Store.sweep`."""
+        self._call("sweep")
+
     def seal(self, epoch: int, receipts: Any, status: RunStatus) -> Seal:
         """Seal the run; `receipts` is an ObjectRef."""
         made: Seal = self._call("seal", epoch, receipts, status.rows, status.conflicts)

@@ -56,6 +56,10 @@ class UploaderShell:
         """See `ray_sink.stores.base.Store.delete`."""
         self._store.delete(path)
 
+    def sweep(self) -> None:
+        """See `ray_sink.stores.base.Store.sweep`."""
+        self._store.sweep()
+
     def seal(self, epoch: int, receipts: Sequence[Receipt], rows: RowCounts, conflicts: ConflictCounts) -> Seal:
         """See `ray_sink.manifest.seal`."""
         return seal(self._store, self._info, epoch, receipts, rows, conflicts)

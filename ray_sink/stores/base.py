@@ -45,7 +45,29 @@ class Capabilities:
     multipart: bool
 
 
-class Store(Protocol):
+class SmallObjects(Protocol):
+    """The part of a `Store` that claims and seals need.
+
+    Attributes:
+        url: the destination as the user gave it, without credentials.
+    """
+
+    url: str
+
+    def put_bytes(self, path: str, data: bytes, *, replace: bool) -> None:
+        """Put a small object."""
+
+    def get_bytes(self, path: str) -> bytes:
+        """Read a whole object."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects whose path begins with `prefix`, in no order; metadata may be missing."""
+
+    def delete(self, path: str) -> None:
+        """Delete an object; nothing happens if it is gone."""
+
+
+class Store(SmallObjects, Protocol):
     """One destination: a bucket and prefix, or a folder. Paths are relative to it.
 
     Used by the uploader's process only; blocking; every method may be called from several threads at once.
@@ -60,12 +82,7 @@ class Store(Protocol):
     Errors: `ObjectExistsError`, `ObjectMissingError`, `StoreUnavailableError` (outcome unknown or try later),
     `DestinationError` (credentials, permissions, no such bucket), `StagedFileChangedError`, else `StoreError`. None
     of them holds a secret. A store tries a whole put once; within one upload it may send a part again.
-
-    Attributes:
-        url: the destination as the user gave it, without credentials.
     """
-
-    url: str
 
     def probe(self) -> Capabilities:
         """Find out, under ``_ray_sink/``, what this store keeps its word on; leaves nothing behind.
@@ -102,23 +119,11 @@ class Store(Protocol):
             FileNotFoundError: there is no `local`.
         """
 
-    def put_bytes(self, path: str, data: bytes, *, replace: bool) -> None:
-        """Put a small object."""
-
-    def get_bytes(self, path: str) -> bytes:
-        """Read a whole object."""
-
     def read_checksum(self, path: str) -> str:
         """Read a whole object, in pieces, and compute its ``"crc64nvme:…"``."""
 
     def head(self, path: str) -> ObjectInfo | None:
         """Look at an object; None where there is none."""
-
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects whose path begins with `prefix`, in no order; metadata may be missing."""
-
-    def delete(self, path: str) -> None:
-        """Delete an object; nothing happens if it is gone."""
 
     def abort(self, upload: MultipartUpload) -> None:
         """Abort a multipart upload, parts in flight included; nothing happens if it is gone."""

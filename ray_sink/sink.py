@@ -1,0 +1,415 @@
+"""The Sink: one run, from its start in the driver to its seal."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ray_sink.config import Ack, DictMode, Limits, OnConflict, SaveFormat, UploadOptions, WriterOptions
+from ray_sink.errors import ConfigError, RunIncomplete, SinkClosedError, SinkError, StagingError
+from ray_sink.filesystem import PosixFilesystem
+from ray_sink.formats import resolve
+from ray_sink.keys import RESERVED
+from ray_sink.ledger import LedgerOptions, check_same_run
+from ray_sink.manifest import Seal, read_seal, seal
+from ray_sink.ownership import Claim, FolderPlace, Owner, Place, StorePlace, claim
+from ray_sink.reading import Manifest, read_table
+from ray_sink.records import RunInfo, RunStatus
+from ray_sink.runtime.actors import Destination, RunActors, join_cluster
+from ray_sink.runtime.calls import result
+from ray_sink.runtime.coordinator import failed_error
+from ray_sink.runtime.messages import RunSpec
+from ray_sink.stores import open_store
+
+if TYPE_CHECKING:
+    import ray.data
+    from ray.data.dataset import MaterializedDataset
+
+    from ray_sink.formats.base import Format
+    from ray_sink.runtime.handle import SinkHandle
+
+_log = logging.getLogger("ray_sink")
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Sink:
+    """One run: where outputs go, its actors, its end. Lives in the driver; use it as a context manager.
+
+    Making one starts the run: it joins (or starts) Ray, checks staging and destination, claims them, and resumes what
+    an earlier driver of the same run left. Leaving the block calls `close`; leaving it by an exception drains for
+    ``limits.drain_s``, keeps everything for the next try, and seals nothing.
+
+    Args:
+        dest: an fsspec URL (``s3://``, ``gs://``, ``az://``, ``file://``, …) or a folder; None: staging is the
+            destination.
+        staging: an existing folder on a filesystem that all nodes mount at the same path.
+        run_id: names the run; None: derived from `dest` and `staging`, so that the same script resumes.
+        fingerprint: what makes outputs comparable (a checkpoint's hash, a commit); another one is refused on resume.
+        save_format: a `SaveFormat`, or anyone's own `Format`.
+        dict_mode: one file for a mapping or sequence, or one for each tensor.
+        ack: what a ticket waits for.
+        on_conflict: what to do with other runs' outputs found under a key.
+        writers: the writer actors.
+        upload: the way to the object store.
+        limits: budgets and times.
+
+    Attributes:
+        manifest: the run's manifest, once it is sealed.
+
+    Raises:
+        ConfigError: an argument is wrong.
+        StagingError: the staging folder is missing, read-only or broken.
+        DestinationError: the destination cannot be reached or written.
+        RunOwnedError: a live driver owns the destination or the staging folder.
+        RunMismatchError: the run id belongs to a run with another fingerprint, format or destination.
+    """
+
+    def __init__(
+        self,
+        dest: str | os.PathLike[str] | None,
+        *,
+        staging: str | os.PathLike[str],
+        run_id: str | None = None,
+        fingerprint: str | None = None,
+        save_format: SaveFormat | Format = SaveFormat.PYTORCH_PT,
+        dict_mode: DictMode = DictMode.SINGLE,
+        ack: Ack = "staged",
+        on_conflict: OnConflict = "error",
+        writers: WriterOptions = WriterOptions(),  # noqa: B008 - frozen
+        upload: UploadOptions = UploadOptions(),  # noqa: B008
+        limits: Limits = Limits(),  # noqa: B008
+    ) -> None:
+        _check_choice("ack", ack, ("staged", "uploaded"))
+        _check_choice("on_conflict", on_conflict, ("error", "replace", "keep"))
+        _check_type("writers", writers, WriterOptions)
+        _check_type("upload", upload, UploadOptions)
+        _check_type("limits", limits, Limits)
+        if fingerprint is not None and not isinstance(fingerprint, str):
+            raise ConfigError(f"fingerprint must be a str, got {type(fingerprint).__name__}")
+        self._format = resolve(save_format)
+        root = _checked_staging(staging)
+        where = _checked_dest(dest, root)
+        self.run_id = _checked_run_id(run_id, where, root)
+        self._info = RunInfo(
+            run_id=self.run_id,
+            dest=where,
+            staging=str(root),
+            save_format=self._format.name,
+            dict_mode=_checked_dict_mode(dict_mode).value,
+            fingerprint=fingerprint,
+        )
+        self._ack: Ack = ack
+        self._on_conflict: OnConflict = on_conflict
+        self._writers, self._upload, self._limits = writers, upload, limits
+        self._destination: Destination | None = None
+        self._actors: RunActors | None = None
+        self._claim: Claim | None = None
+        self._manifest: Manifest | None = None
+        self._closed = False
+        try:
+            self._start(root)
+        except BaseException:
+            self._stop(sweep=False)
+            raise
+
+    # -- the start ---------------------------------------------------------------------------------------------------
+
+    def _start(self, root: Path) -> None:
+        fs = PosixFilesystem()
+        join_cluster()
+        places: list[Place] = [FolderPlace(fs, root)]
+        if self._info.dest is not None:
+            self._destination = Destination(self._info, self._upload)
+            if self._destination.probe().create_only:
+                # a store that keeps its word comes first: two drivers meet there
+                places.insert(0, StorePlace(self._destination))
+            self._store: Any = self._destination
+        else:
+            self._store = open_store(str(root), UploadOptions())
+        found = read_seal(self._store, self.run_id)
+        if found is not None:
+            check_same_run(found.run, self._info)
+            self._manifest = Manifest(found, read_table(self._store, found), self._upload)
+        owner = Owner(self.run_id, socket.gethostname(), os.getpid(), uuid.uuid4().hex)
+        self._claim = claim(places, owner, takeover_s=self._limits.takeover_s, clock=time.monotonic, sleep=time.sleep)
+        self._store.sweep()
+        options = LedgerOptions(
+            on_conflict=self._on_conflict,
+            foreign=self._listing(),
+            uploaders=self._upload.uploaders,
+            sealed=None if self._manifest is None else tuple(self._manifest.receipts()),
+        )
+        spec = RunSpec(
+            info=self._info,
+            epoch=self._claim.epoch,
+            format=self._format,
+            ack=self._ack,
+            writers=self._writers,
+            upload=self._upload,
+            limits=self._limits,
+        )
+        self._actors = RunActors(spec, options, self._destination, self._claim)
+
+    def _listing(self) -> Mapping[str, int]:
+        """What is at the destination already; looked through once."""
+        if self._destination is not None:
+            return self._destination.listing()
+        return {o.path: o.bytes for o in self._store.list() if not o.path.startswith(f"{RESERVED}/")}
+
+    def _running(self) -> RunActors:
+        if self._closed or self._actors is None:
+            raise SinkClosedError("this sink is closed: make a new one to go on with the run")
+        return self._actors
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def handle(self) -> SinkHandle:
+        """A producer's end: picklable, for tasks and actors; a context manager."""
+        return self._running().handle()
+
+    def run(
+        self,
+        ds: ray.data.Dataset,
+        model: Any,
+        *,
+        key: str,
+        columns: str | Sequence[str] | None = None,
+        **map_batches_arguments: Any,
+    ) -> MaterializedDataset[Any]:
+        """Run a model over a dataset, once, to the end, and its outputs into the sink, row by row.
+
+        Args:
+            ds: the input.
+            model: what `ray.data.Dataset.map_batches` takes: a class (made once in each actor) or a function. It is
+                called unchanged.
+            key: a column, or a template such as ``"{case_id}/{step:04d}"``, from the model's output, else its input.
+            columns: what to save of the model's output: a column's tensor, a mapping of several, or with None all
+                tensor columns that the model added or replaced.
+            **map_batches_arguments: any other argument of ``map_batches``.
+
+        Returns:
+            One row for each output: its receipt as columns, next to the columns kept. Rows whose key was committed
+            before are not computed again; their receipts are in the manifest.
+
+        Raises:
+            ConfigError: an argument is wrong.
+            DuplicateKeyError: two rows have one key.
+            Exception: what the model raised.
+        """
+        from ray_sink.runtime import data
+
+        return data.run(self._context(), ds, model, key=key, columns=columns, **map_batches_arguments)
+
+    def map_batches(
+        self,
+        ds: ray.data.Dataset,
+        model: Any,
+        *,
+        key: str,
+        columns: str | Sequence[str] | None = None,
+        **map_batches_arguments: Any,
+    ) -> ray.data.Dataset:
+        """`run`, lazily, for longer pipelines.
+
+        The dataset must be run to its end before `close`: Ray Data runs it as often as it is consumed, and in part
+        for ``take``; then `close` raises `RunIncomplete`.
+        """
+        from ray_sink.runtime import data
+
+        return data.map_batches(self._context(), ds, model, key=key, columns=columns, **map_batches_arguments)
+
+    def wrap(self, model: Any, *, key: str, columns: str | Sequence[str] | None = None, **arguments: Any) -> Any:
+        """The class behind `run`, for those who call ``ds.map_batches`` themselves."""
+        from ray_sink.runtime import data
+
+        return data.wrap(self._context(), model, key=key, columns=columns, **arguments)
+
+    def remaining(self, ds: ray.data.Dataset, *, key: str) -> ray.data.Dataset:
+        """The rows of `ds` whose outputs are neither staged nor uploaded, before any GPU time is spent."""
+        from ray_sink.runtime import data
+
+        return data.remaining(self._context(), ds, key=key)
+
+    def _context(self) -> RunActors:
+        return self._running()
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    @property
+    def manifest(self) -> Manifest:
+        """The run's manifest.
+
+        Raises:
+            SinkError: the run is not sealed.
+        """
+        if self._manifest is None:
+            raise SinkError("the run is not sealed yet: its manifest is there after close()")
+        return self._manifest
+
+    def status(self) -> RunStatus:
+        """Where the run stands."""
+        return self._running().status()
+
+    def close(self) -> Manifest:
+        """Wait until every accepted output is committed, and seal the run. A second call returns the manifest again.
+
+        Raises:
+            RunIncomplete: a dataset did not run to its end, or a producer never closed its handle.
+            OutputsFailed: naming the outputs that could not be committed.
+            RunFencedError: a newer owner has the run.
+        """
+        if self._closed:
+            return self.manifest
+        actors = self._running()
+        sealed = False
+        try:
+            status = actors.status()
+            if status.unfinished:
+                actors.drain(self._limits.drain_s)
+                raise RunIncomplete(
+                    f"run {self.run_id!r} is not complete: {'; '.join(status.unfinished)}. What was accepted is safe;"
+                    " run the same script again to finish it",
+                    producers=status.open_producers,
+                )
+            status = actors.drain(None)
+            if status.failures:
+                raise failed_error(status.failures)
+            if self._manifest is None:
+                self._manifest = self._seal(actors, status)
+            sealed = True
+        finally:
+            self._stop(sweep=sealed)
+        return self._manifest
+
+    def _seal(self, actors: RunActors, status: RunStatus) -> Manifest:
+        assert self._claim is not None
+        self._claim.check_all()
+        receipts = actors.receipts()
+        made: Seal
+        if self._destination is not None:
+            made = self._destination.seal(self._claim.epoch, receipts, status)
+        else:
+            made = seal(self._store, self._info, self._claim.epoch, result(receipts), status.rows, status.conflicts)
+        return Manifest(made, read_table(self._store, made), self._upload)
+
+    def _stop(self, *, sweep: bool) -> None:
+        """End the actors and let go of the run; whatever happens, all of it is tried."""
+        self._closed = True
+        steps: list[Callable[[], None]] = []
+        if self._actors is not None:
+            steps.append(partial(self._actors.stop, sweep=sweep))
+        if self._claim is not None:
+            steps.append(self._claim.release)
+        if self._destination is not None:
+            steps.append(self._destination.stop)
+        for step in steps:
+            try:
+                step()
+            except Exception:  # noqa: BLE001 - the run's fate is decided; a claim that stays is taken over in time
+                _log.warning("sink.stop_failed", exc_info=True)
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        elif not self._closed:
+            try:
+                self._running().drain(self._limits.drain_s)
+            except SinkError as own:
+                error.add_note(f"and draining the sink raised {type(own).__name__}: {own}")
+            finally:
+                self._stop(sweep=False)
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name} must be a {kind.__name__}(…), got {type(value).__name__}")
+
+
+def _checked_dict_mode(dict_mode: object) -> DictMode:
+    try:
+        return DictMode(str(dict_mode))
+    except ValueError:
+        raise ConfigError(f"dict_mode must be DictMode.SINGLE or DictMode.SPLIT, got {dict_mode!r}") from None
+
+
+def _checked_staging(staging: str | os.PathLike[str]) -> Path:
+    try:
+        root = Path(staging)
+    except TypeError:
+        raise ConfigError(f"staging must be the path of a folder, got {staging!r}") from None
+    if "://" in str(staging):
+        raise ConfigError(f"staging must be a folder on a mounted filesystem, not a URL: {str(staging)!r}")
+    if not root.is_dir():
+        raise StagingError(
+            f"there is no staging folder {root}: create it on a filesystem that all nodes mount, or name another"
+        )
+    root = root.resolve()
+    probe_dir = root / RESERVED
+    fs = PosixFilesystem()
+    name = f".probe-{uuid.uuid4().hex}"
+    try:
+        fs.make_dirs(probe_dir, below=root)
+        file = fs.create(probe_dir / name)
+        file.write(b"probe")
+        file.sync()
+        file.close()
+        fs.rename(probe_dir / name, probe_dir / f"{name}-renamed")
+        fs.sync_dir(probe_dir)
+        fs.remove(probe_dir / f"{name}-renamed")
+    except OSError as error:
+        raise StagingError(
+            f"the staging folder {root} cannot be used: {error}. It must be writable and take fsync and rename"
+        ) from error
+    return root
+
+
+def _checked_dest(dest: str | os.PathLike[str] | None, staging: Path) -> str | None:
+    if dest is None:
+        return None
+    if not isinstance(dest, str | os.PathLike) or not str(dest):
+        raise ConfigError(f"dest must be a URL, a folder or None, got {dest!r}")
+    text = str(dest)
+    scheme, found, rest = text.partition("://")
+    if found and re.search(r"^[^/]*:[^/]*@", rest):
+        raise ConfigError(
+            "dest carries credentials: give them to the uploader by environment, profile or"
+            " UploadOptions(credentials='module:function')"
+        )
+    if found and scheme not in ("file", "local"):
+        return text.rstrip("/")
+    folder = Path(rest if found else text).expanduser().resolve()
+    if folder == staging:
+        raise ConfigError(f"dest and staging are the same folder {folder}: say dest=None to keep outputs in staging")
+    if staging in folder.parents or folder in staging.parents:
+        raise ConfigError(f"dest {folder} and staging {staging} must not lie inside each other")
+    return str(folder)
+
+
+def _checked_run_id(run_id: str | None, dest: str | None, staging: Path) -> str:
+    if run_id is None:
+        named = hashlib.sha256(f"{dest} {staging}".encode())
+        return f"run-{named.hexdigest()[:16]}"
+    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+        raise ConfigError(f"run_id must be 1 to 100 of A-Z a-z 0-9 . _ - and begin with a letter or digit: {run_id!r}")
+    return run_id
