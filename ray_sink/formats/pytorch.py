@@ -41,7 +41,13 @@ class PytorchFormat:
 
     def encode(self, value: Value, file: BinaryIO) -> Sequence[str]:
         """See `ray_sink.formats.base.Format.encode`. To a file object: a path's name would go into the archive."""
-        torch.save(_plain(value), file)
+        try:
+            torch.save(_plain(value), file)
+        except RuntimeError as error:
+            # torch's archive writer trips again while it unwinds, and hides what the disk said
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         return ()
 
     def decode(self, file: BinaryIO) -> Value:
