@@ -1,0 +1,72 @@
+"""Looking for two rows under one key before anything runs, where that costs little."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ray.data import Dataset
+from ray.data.dataset import MaterializedDataset
+from ray.exceptions import RayTaskError
+
+from ray_sink.keys import check_key, hash_keys
+from ray_sink.runtime.batches import Batch
+from ray_sink.runtime.failing import own_error, unwrapped
+from ray_sink.runtime.keying import KeyTemplate, duplicate_error
+
+_HASH = "hash"
+_CHEAP_READS = ("ReadRange", "ReadParquet")
+_NAMED = 20
+
+
+def refuse_duplicates(ds: Dataset, template: KeyTemplate) -> None:
+    """Look at the key columns of a dataset that is in memory, or is read from a store of columns.
+
+    In others, duplicates are found as they come: in a batch, and by the ledger, which knows rows by their source.
+
+    Raises:
+        DuplicateKeyError: keys that several rows have.
+        InvalidKeyError: a key cannot name an output.
+    """
+    schema = ds.schema(fetch_if_missing=False)
+    if schema is None or template.missing(schema.names) or not _is_cheap(ds):
+        return
+    fields = ds.select_columns(list(template.fields))
+    try:
+        found = [batch[_HASH] for batch in _hashes(fields, template).iter_batches(batch_size=None)]
+        hashes = np.sort(np.concatenate(found)) if found else np.empty(0, dtype="S16")
+        again = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:_NAMED]
+        if len(again):
+            keys = fields.map_batches(_Named(template, again), batch_size=None).take_all()
+            raise duplicate_error(sorted({row["key"] for row in keys}), "the dataset")
+    except RayTaskError as error:
+        raise own_error(error) from error
+
+
+def _hashes(fields: Dataset, template: KeyTemplate) -> Dataset:
+    def hashed(batch: dict[str, Any]) -> dict[str, Any]:
+        with unwrapped():
+            return {_HASH: hash_keys([check_key(key) for key in template.keys_of(Batch(batch))])}
+
+    return fields.map_batches(hashed, batch_size=None)
+
+
+class _Named:
+    """The keys behind some hashes."""
+
+    def __init__(self, template: KeyTemplate, wanted: Any) -> None:
+        self._template = template
+        self._wanted = wanted
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        keys = self._template.keys_of(Batch(batch))
+        found = np.isin(hash_keys(keys), self._wanted)
+        return {"key": np.asarray(keys, dtype=object)[found]}
+
+
+def _is_cheap(ds: Dataset) -> bool:
+    """In memory, or a read that can leave out all other columns."""
+    if isinstance(ds, MaterializedDataset):
+        return True
+    last = ds._logical_plan.dag
+    return not last.input_dependencies and last.name.startswith(_CHEAP_READS)

@@ -1,0 +1,138 @@
+"""Whether a dataset ran to its end, as Ray Data's executor knows it.
+
+Counting rows cannot tell: a dataset that was cut short, and one whose blocks were dropped, has fewer rows everywhere.
+So each execution is watched from inside. What is looked at there is not public; where it is missing, in a later Ray, an
+execution counts as incomplete, with that as its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from ray.data import Dataset
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.exceptions import RayError
+
+from ray_sink.runtime.calls import result
+
+_log = logging.getLogger("ray_sink")
+
+_CUT_SHORT = "was cut short (by take(), limit(), schema() or an iterator that was dropped): run it to its end"
+
+
+class WatchedDataset:
+    """A dataset that runs through the sink, however often it is executed. Once complete it stays so.
+
+    Attributes:
+        dataset_id: its name in the ledger.
+        operator: part of the name of the operator that writes to the sink.
+    """
+
+    def __init__(self, coordinator: Any, dataset_id: str, operator: str) -> None:
+        self.dataset_id = dataset_id
+        self.operator = operator
+        self._coordinator = coordinator
+        self._complete = False
+
+    def ended(self, rows_out: int, reason: str | None) -> None:
+        """An execution has ended; `reason` says why it was not complete."""
+        if self._complete:
+            return
+        try:
+            result(self._coordinator.rows_out.remote(self.dataset_id, "all", rows_out))
+            result(self._coordinator.dataset_closed.remote(self.dataset_id, reason is None, reason))
+        except RayError:
+            # the run has ended, and the dataset is written down as open: that is what close() says, or has said
+            _log.warning("dataset.end_unreported", extra={"dataset": self.dataset_id}, exc_info=True)
+            return
+        self._complete = reason is None
+
+
+class Watch(ExecutionCallback):
+    """Watches one execution; Ray Data makes an instance for each.
+
+    The operator ended by itself if it had all of its input and no task left. Ray Data ends it early, through
+    ``mark_execution_finished``, when all that comes after it has enough.
+    """
+
+    dataset: ClassVar[WatchedDataset]
+
+    def __init__(self) -> None:
+        self._operator: Any = None
+        self._ended_by_itself = False
+        self._unknown: str | None = None
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Find the operator; a dataset made before or beside ours has none."""
+        try:
+            found = [operator for operator in executor._topology if self.dataset.operator in operator.name]
+            if not found:
+                return
+            self._operator = found[-1]
+            self._observe_ending(self._operator)
+        except AttributeError as error:
+            self._unknown = str(error)
+
+    def _observe_ending(self, operator: Any) -> None:
+        mark: Callable[[], None] = operator.mark_execution_finished
+
+        def observed() -> None:
+            self._look(operator)
+            mark()
+
+        operator.mark_execution_finished = observed
+
+    def _look(self, operator: Any) -> None:
+        if not operator._is_execution_marked_finished:
+            self._ended_by_itself = self._ended_by_itself or operator.has_execution_finished()
+
+    def on_execution_step(self, executor: Any) -> None:
+        """An operator that nothing follows is not marked."""
+        if self._operator is None or self._ended_by_itself or self._unknown:
+            return
+        try:
+            before = self._ended_by_itself
+            self._look(self._operator)
+            if executor._shutdown:  # it may have been emptied while we looked
+                self._ended_by_itself = before
+        except AttributeError as error:
+            self._unknown = str(error)
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        """Also called when an iterator was dropped half way."""
+        self._report(executor, None if self._ended_by_itself else _CUT_SHORT)
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        """A failure after the sink's operator has ended leaves nothing undone."""
+        lines = str(error).strip().splitlines() or [""]
+        self._report(executor, None if self._ended_by_itself else f"failed: {type(error).__name__}: {lines[-1]:.300}")
+
+    def _report(self, executor: Any, reason: str | None) -> None:
+        if self._operator is None and self._unknown is None:
+            return
+        try:
+            dropped = executor._num_errored_blocks
+            rows_out = self._operator.metrics.row_outputs_taken if self._operator is not None else 0
+        except AttributeError as error:
+            self._unknown, dropped, rows_out = str(error), 0, 0
+        if self._unknown is not None:
+            reason = f"ended, and this version of Ray does not tell whether all of it ran ({self._unknown})"
+        elif dropped:
+            reason = f"lost {dropped} block(s), which Ray Data dropped (DataContext.max_errored_blocks)"
+        self.dataset.ended(rows_out, reason)
+
+
+def watch(ds: Dataset, dataset: WatchedDataset) -> Dataset:
+    """The same dataset, with every execution of it and of what is made of it being watched."""
+    # the context is shared with the dataset that this one was made of, perhaps with all datasets of the driver
+    watched: Dataset = Dataset.copy(ds, _deep_copy=True)
+    watched.context.custom_execution_callback_classes.append(type("Watch", (Watch,), {"dataset": dataset}))
+    return watched
+
+
+def unwatch(ds: Dataset, dataset: WatchedDataset) -> None:
+    """Stop watching a dataset that has a context of its own, and what is made of it."""
+    classes = ds.context.custom_execution_callback_classes
+    classes[:] = [cls for cls in classes if getattr(cls, "dataset", None) is not dataset]

@@ -1,0 +1,98 @@
+"""The arguments of ``map_batches`` that decide how a wrapped model runs: its actors, and its place in the plan."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+
+from ray_sink.errors import ConfigError
+
+CALLS: Final = 4
+"""Calls of one actor that run at a time: one infers while others wait for their receipts."""
+
+
+def pool_arguments(arguments: Mapping[str, Any], context: DataContext) -> dict[str, Any]:
+    """Arguments for ``map_batches`` out of the user's: only what the sink must have is put in.
+
+    Args:
+        arguments: what the user gave; ``compute`` and ``concurrency`` in any form that Ray Data takes.
+        context: the dataset's context.
+
+    Raises:
+        ConfigError: the arguments ask for tasks, or for two pools at once.
+    """
+    given = dict(arguments)
+    strategy = _strategy(given.pop("compute", None), given.pop("concurrency", None))
+    calls = strategy.max_concurrent_calls_per_actor or given.pop("max_concurrency", None) or CALLS
+    strategy.max_concurrent_calls_per_actor = calls
+    if strategy.max_tasks_in_flight_per_actor is None and context.max_tasks_in_flight_per_actor is None:
+        strategy.max_tasks_in_flight_per_actor = _in_flight(strategy, calls, context)
+    return {**given, "compute": strategy, **_apart(given)}
+
+
+def _in_flight(strategy: ActorPoolStrategy, calls: int, context: DataContext) -> int:
+    """How many tasks one actor may have.
+
+    In a pool of fixed size the first actor to be ready would take twice as many tasks as it can run, and the others
+    would wait for work. A pool that grows does so at a ratio of tasks to calls that it must be able to reach.
+    """
+    if strategy.min_size == strategy.max_size:
+        return calls
+    return max(calls, math.ceil(context.autoscaling_config.actor_pool_util_upscaling_threshold * calls))
+
+
+def _apart(given: Mapping[str, Any]) -> dict[str, Any]:
+    """An argument that keeps Ray Data from fusing the model with what comes before it.
+
+    In a fused operator an exception of the earlier function, raised in the middle of a block, leaves an async model
+    hanging for ever: the executor of async functions fails its own assertion and tells nobody (Ray 2.60). Operators
+    with different remote arguments are never fused. The value is Ray Data's own default for actors.
+    """
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(Dataset.map_batches).parameters.values())
+    if takes_any:
+        return {"max_restarts": given.get("max_restarts", -1)}
+    return {"label_selector": given.get("label_selector") or {}}
+
+
+def _strategy(compute: object, concurrency: object) -> ActorPoolStrategy:
+    if isinstance(compute, TaskPoolStrategy) or compute == "tasks":
+        raise ConfigError(
+            f"compute={compute!r}: a model behind a sink runs in actors, which keep it loaded and wait for receipts"
+            " beside it. Use ray.data.ActorPoolStrategy(size=…), or leave compute out"
+        )
+    if compute == "actors":
+        compute = None
+    if compute is not None and not isinstance(compute, ActorPoolStrategy):
+        raise ConfigError(f"compute must be a ray.data.ActorPoolStrategy, got {compute!r}")
+    if concurrency is None:
+        return ActorPoolStrategy(min_size=1) if compute is None else copy.copy(compute)
+    sized = _from_concurrency(concurrency)
+    if compute is None:
+        return sized
+    if (compute.min_size, compute.max_size, compute.initial_size) != (1, math.inf, 1):
+        raise ConfigError(
+            f"concurrency={concurrency!r} and compute={compute!r} both give the pool's size, and Ray Data would ignore"
+            " the first: leave concurrency out"
+        )
+    merged = copy.copy(compute)
+    merged.min_size, merged.max_size, merged.initial_size = sized.min_size, sized.max_size, sized.initial_size
+    return merged
+
+
+def _from_concurrency(concurrency: object) -> ActorPoolStrategy:
+    numbers = concurrency if isinstance(concurrency, tuple) else (concurrency,)
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers) or not 1 <= len(numbers) <= 3:
+        raise ConfigError(
+            f"concurrency must be a number of actors, or a tuple (min, max) or (min, max, initial), got {concurrency!r}"
+        )
+    try:
+        if len(numbers) == 1:
+            return ActorPoolStrategy(size=numbers[0])
+        return ActorPoolStrategy(min_size=numbers[0], max_size=numbers[1], initial_size=(*numbers, None)[2])
+    except ValueError as error:
+        raise ConfigError(f"concurrency={concurrency!r}: {error}") from None
