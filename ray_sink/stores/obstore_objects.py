@@ -256,6 +256,8 @@ def _reply(error: BaseException, status: int | None) -> Reply:
     if found := _STATUS.search(text):
         code, message = parse_body(text)
         return Reply(int(found[1]), code, message)
+    if "Received redirect without LOCATION" in text:
+        return Reply(301, message=shown[:300])
     kind = _KIND.search(debug)
     reason = kind[1] if kind else ""
     if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
