@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Value = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
+Value: TypeAlias = "Tensor | Mapping[str, Tensor] | Sequence[Tensor]"
+"""What an output can be; a string at run time, so that torch need not be loaded."""
 
 
 @runtime_checkable

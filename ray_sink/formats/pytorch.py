@@ -71,7 +71,6 @@ def _alone(tensor: Tensor, seen: set[int]) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype)
     if tensor.data_ptr() in seen:
         # torch.save refuses two dtypes at one address
-        return tensor.clone()
+        return tensor.clone(memory_format=torch.contiguous_format)
     seen.add(tensor.data_ptr())
-    flat = tensor.reshape(-1).view(torch.uint8)
-    return torch.from_numpy(flat.numpy()).view(tensor.dtype).reshape(tensor.shape)
+    return torch.from_numpy(values.flat_bytes(tensor).numpy()).view(tensor.dtype).reshape(tensor.shape)

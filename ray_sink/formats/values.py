@@ -163,12 +163,19 @@ def check_names(value: Value, what: str) -> None:
             raise UnsupportedValueError(f"{what} cannot hold the name {name!r:.60}: it has a lone surrogate") from None
 
 
-def raw_bytes(tensor: Tensor) -> memoryview:
-    """The elements of a contiguous CPU tensor in memory order, without a copy."""
+def flat_bytes(tensor: Tensor) -> Tensor:
+    """The elements of a contiguous CPU tensor in memory order, as uint8 of shape (bytes,), without a copy."""
     import torch
 
-    flat: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
-    return flat
+    # a dimension of size 0 or 1 may have any stride in a contiguous tensor, and `view` then refuses another dtype
+    line = tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+    return line.view(torch.uint8)
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """As `flat_bytes`, as a buffer."""
+    raw: memoryview = flat_bytes(tensor).numpy().data
+    return raw
 
 
 def numbered(index: int) -> str:
