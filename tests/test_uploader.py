@@ -20,9 +20,11 @@ from ray_sink.errors import (
     StagingError,
     StoreUnavailableError,
 )
+from ray_sink.filesystem import PosixFilesystem
 from ray_sink.records import FileRecord, MultipartUpload, UploadOutcome, UploadTask, Verification
 from ray_sink.retry import Retry, RetryPolicy
 from ray_sink.stores import Capabilities, ObjectInfo, Store, open_store
+from ray_sink.stores.folder import FolderStore
 from ray_sink.uploader import Uploader
 from tests.servers import S3Bucket
 from tests.stores.conftest import sign_in, staged
@@ -395,23 +397,35 @@ def test_a_drain_uploads_what_is_queued_and_ends_when_closed(bench: Bench) -> No
     assert bench.store.get_bytes("d/7.pt") == b"7"
 
 
-def test_the_newest_file_of_a_path_lands_last(folder_bench: Bench) -> None:
+class HoldsItsFirstName(PosixFilesystem):
+    """Waits between the contents of its first file and the name."""
+
+    def __init__(self) -> None:
+        self.held, self.go_on = threading.Event(), threading.Event()
+
+    def rename(self, source: Path, target: Path) -> None:
+        if not self.held.is_set():
+            self.held.set()
+            self.go_on.wait(10)
+        super().rename(source, target)
+
+
+def test_the_newest_file_of_a_path_lands_last(tmp_path: Path) -> None:
+    filesystem = HoldsItsFirstName()
+    # two stores, because one never gives two names at once
+    slow = FolderStore("slow", tmp_path / "destination", filesystem)
+    fast = FolderStore("fast", tmp_path / "destination")
+    bench = Bench(slow, tmp_path / "staging")
     paths: queue.Queue[Path] = queue.Queue()
-    started, go_on = threading.Event(), threading.Event()
-
-    def hold_the_first(file: FileRecord) -> None:
-        if not started.is_set():
-            started.set()
-            go_on.wait(10)
-
-    with folder_bench.uploader() as uploader, Drain(uploader, paths):
-        folder_bench.store.before = hold_the_first
-        paths.put(finished(folder_bench, "a.pt", b"old"))
-        until(started.is_set)
-        paths.put(finished(folder_bench, "a.pt", b"new, and longer"))
-        until(paths.empty)
-        go_on.set()
-    assert folder_bench.store.get_bytes("a.pt") == b"new, and longer"
+    with bench.uploader() as uploader, Drain(uploader, paths) as drain:
+        paths.put(finished(bench, "a.pt", b"old"))
+        until(filesystem.held.is_set)
+        bench.store.store = fast
+        paths.put(finished(bench, "a.pt", b"new, and longer"))
+        # either it waits for the first, or (that would be wrong) it is there before
+        until(lambda: "a.pt" in drain._again or fast.head("a.pt") is not None)
+        filesystem.go_on.set()
+    assert fast.get_bytes("a.pt") == b"new, and longer"
 
 
 def test_a_drain_raises_every_failure_when_it_is_closed_and_uploads_the_rest(folder_bench: Bench) -> None:

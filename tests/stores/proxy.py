@@ -26,12 +26,12 @@ class Answer:
 
     status: int | None
     code: str = ""
+    more: str = ""
 
     @property
     def body(self) -> bytes:
-        return (
-            f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{self.code}</Code><Message>as told</Message></Error>'
-        ).encode()
+        error = f"<Error><Code>{self.code}</Code><Message>as told</Message>{self.more}</Error>"
+        return f'<?xml version="1.0" encoding="UTF-8"?>\n{error}'.encode()
 
 
 @dataclass

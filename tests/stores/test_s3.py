@@ -242,6 +242,22 @@ def test_a_wrong_secret_is_found_at_once_and_shown_nowhere(
     assert not any(secret in caplog.text + repr(store) for secret in secrets)
 
 
+def test_what_a_server_repeats_of_the_signature_is_not_shown(
+    s3_bucket: S3Bucket, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign_in(monkeypatch, s3_bucket.server)
+    with Proxy(s3_bucket.server) as proxy:
+        store = open_at(s3_bucket.url, engine, endpoint_url=proxy.endpoint)
+        store.probe()
+        # what AWS sends with a signature that it does not like
+        more = "<AWSAccessKeyId>AKIAREPEATED</AWSAccessKeyId><StringToSign>REPEATED-TOKEN</StringToSign>"
+        proxy.answer_instead("PUT", Answer(403, "SignatureDoesNotMatch", more))
+        with pytest.raises(DestinationError, match="SignatureDoesNotMatch") as refused:
+            store.put_bytes("a", b"1", replace=True)
+        assert proxy.fired == 1
+    assert_says_nothing_secret(refused.value, "AKIAREPEATED", "REPEATED-TOKEN")
+
+
 def test_a_missing_bucket_is_found_at_once_and_not_made(
     s3_server: S3Server, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
