@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import torch
 from ray.data.block import BlockAccessor
 
 from ray_sink.errors import ConfigError, InvalidKeyError
 
-Column = npt.NDArray[Any] | torch.Tensor | Sequence[Any]
+if TYPE_CHECKING:
+    import torch
+
+Column: TypeAlias = "npt.NDArray[Any] | torch.Tensor | Sequence[Any]"
 """One value a row: an array or tensor with rows first, or a sequence of values of different shapes."""
+
+
+def is_torch(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether it is a torch tensor; where torch is not loaded, in tasks in front of the model, nothing is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 class Batch:
@@ -28,7 +37,7 @@ class Batch:
     """
 
     def __init__(self, raw: object) -> None:
-        if isinstance(raw, np.ndarray | torch.Tensor):
+        if isinstance(raw, np.ndarray) or is_torch(raw):
             raw = {"data": raw}
         if not isinstance(raw, Mapping | pd.DataFrame | pa.Table):
             raise ConfigError(
@@ -83,7 +92,7 @@ def _length(name: str, column: Any) -> int:
 
 
 def _plain(column: Any) -> Column:
-    if isinstance(column, np.ndarray | torch.Tensor):
+    if isinstance(column, np.ndarray) or is_torch(column):
         return column
     if isinstance(column, pd.Series | pa.Array | pa.ChunkedArray):
         table = pa.table({"column": column}) if not isinstance(column, pd.Series) else column.to_frame("column")
@@ -102,14 +111,14 @@ def _read_column(block: pa.Table | pd.DataFrame, name: str) -> npt.NDArray[Any]:
 
 def is_array(column: Column) -> bool:
     """One array or tensor, rows first, of numbers."""
-    return isinstance(column, torch.Tensor) or (isinstance(column, np.ndarray) and column.dtype.kind in "biufcV")
+    return is_torch(column) or (isinstance(column, np.ndarray) and column.dtype.kind in "biufcV")
 
 
 def is_ragged(column: Column) -> bool:
     """A sequence of arrays or tensors, possibly of different shapes."""
-    if isinstance(column, torch.Tensor) or (isinstance(column, np.ndarray) and column.dtype != object):
+    if is_torch(column) or (isinstance(column, np.ndarray) and column.dtype != object):
         return False
-    return len(column) > 0 and all(isinstance(value, np.ndarray | torch.Tensor | list) for value in column)
+    return len(column) > 0 and all(isinstance(value, np.ndarray | list) or is_torch(value) for value in column)
 
 
 def is_tensor(column: Column) -> bool:
@@ -123,7 +132,7 @@ def same_memory(one: Column, other: Column) -> bool:
     """Both are views of the same values: a model passed its input on."""
     if one is other:
         return True
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+    if is_torch(one) and is_torch(other):
         return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.dtype == other.dtype
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
         if one.shape != other.shape or one.dtype != other.dtype:
@@ -149,7 +158,7 @@ def scalars(name: str, column: Column) -> list[Any]:
         ConfigError: a row holds more than a scalar.
         InvalidKeyError: a row holds nothing.
     """
-    if isinstance(column, np.ndarray | torch.Tensor):
+    if isinstance(column, np.ndarray) or is_torch(column):
         if column.ndim != 1:
             raise ConfigError(f"key column {name!r} holds {describe(column)}: a key needs one plain value a row")
         values = column.tolist()
@@ -158,6 +167,6 @@ def scalars(name: str, column: Column) -> list[Any]:
     for row, value in enumerate(values):
         if value is None or value != value:
             raise InvalidKeyError(f"key column {name!r} is null in row {row} of a batch: every output needs a name")
-        if isinstance(value, list | np.ndarray | torch.Tensor | Mapping):
+        if isinstance(value, list | np.ndarray | Mapping) or is_torch(value):
             raise ConfigError(f"key column {name!r} holds a {type(value).__name__}: a key needs one plain value a row")
     return values
