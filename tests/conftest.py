@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import tests.credentials
 from tests import servers
 from tests.servers import S3Bucket, S3Server
 
@@ -23,6 +24,8 @@ os.environ |= {
     "AWS_EC2_METADATA_DISABLED": "true",
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's processes take their environment from here; the uploader alone looks into this file.
+    tests.credentials.VARIABLE: str(Path(tempfile.mkdtemp(prefix="rs-cred-")) / "s3.json"),
 }
 
 

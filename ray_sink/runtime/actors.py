@@ -27,6 +27,9 @@ _STORE_CALLS = 16
 _COORDINATOR_CALLS = 10_000
 """Calls that wait in the coordinator at a time: most of them only wait for room, for work or for each other."""
 
+_MANY = 1000
+"""Paths or receipts that still travel inside a call."""
+
 
 def join_cluster() -> None:
     """Join the cluster that is initialised or named by RAY_ADDRESS; with none, start Ray on this machine."""
@@ -40,7 +43,7 @@ def current_node() -> str:
 
 
 class Destination:
-    """The uploader actors, and through the first of them a store of small objects for the driver without credentials."""
+    """The uploader actors, and through the first of them a store of small objects: the driver has no credentials."""
 
     def __init__(self, info: RunInfo, options: UploadOptions) -> None:
         self.url = info.dest or info.staging
@@ -127,10 +130,13 @@ class RunActors:
             SinkError: the ledger could not be opened.
         """
         self.spec = spec
+        large = len(options.foreign) + len(options.sealed or ()) > _MANY
+        # a restart needs the object again: hold it as long as the actor
+        self._options: Any = ray.put(options) if large else options
         self.coordinator: Any = placement.spawn(
             Coordinator,
             spec,
-            ray.put(options),  # may hold a listing of millions
+            self._options,
             placement.nodes().store_bytes,
             max_concurrency=_COORDINATOR_CALLS,
             max_restarts=-1,
@@ -191,6 +197,7 @@ class RunActors:
     def stop(self, *, sweep: bool) -> None:
         """End the actors in order: the heart, the coordinator's promises, the writers, the coordinator."""
         self._heart.stop()
+        self._steward.stop_asking()
         try:
             self._ask("stop", sweep and self._heart.fenced is None)
         finally:

@@ -43,7 +43,7 @@ _T = TypeVar("_T")
 
 _POLL_S = 10.0
 _LEASE_S = 30.0
-"""A producer that has said nothing for so long is gone, and with it its objects: Ray frees what a dead owner had put."""
+"""A producer silent for so long is gone, and its objects with it: Ray frees what a dead owner had put."""
 
 
 class Coordinator:
@@ -67,6 +67,7 @@ class Coordinator:
         self._store_bytes = store_bytes
         self._credits: dict[str, Budget] = {}
         self._heard: dict[str, tuple[str, float]] = {}
+        self._granted: dict[str, int] = {}
         self._starving: set[str] = set()
         self._staging_room = Budget(spec.limits.staging_bytes)
         self._closing = False
@@ -141,23 +142,26 @@ class Coordinator:
     async def producer_closed(self, name: str, node: str, tickets: int, failures: Mapping[str, str]) -> None:
         """A handle's goodbye."""
         await self._on_ledger(self._book().producer_closed, name, tickets, failures)
-        await self.hold(name, node, 0)
+        self._said(name, node, 0, self._granted.get(name, 0))
+        await self._notify()
 
-    async def acquire(self, name: str, node: str, held_bytes: int, need_bytes: int) -> int:
+    async def acquire(self, name: str, node: str, held_bytes: int, granted_bytes: int, need_bytes: int) -> int:
         """Lease room in a node's object store to a producer; waits until there is some.
 
         Args:
             name: the producer.
             node: its node.
             held_bytes: what it holds already.
+            granted_bytes: all that it was ever granted, as far as it knows.
             need_bytes: what it needs beyond that.
 
         Returns:
             Bytes granted on top, at least `need_bytes`; 0 after a while without room: ask again.
         """
+        # it asks one thing at a time: a grant that it does not know of was lost on the way
+        self._granted[name] = granted_bytes
+        self._said(name, node, held_bytes, granted_bytes)
         budget = self._budget(node)
-        budget.set(name, held_bytes)
-        self._heard[name] = (node, time.monotonic())
         granted = 0
 
         def try_it() -> bool:
@@ -172,16 +176,22 @@ class Coordinator:
                 await self._until(try_it, _POLL_S)
             finally:
                 self._starving.discard(name)
+        self._granted[name] += granted
         return granted
 
-    async def hold(self, name: str, node: str, held_bytes: int) -> bool:
-        """A producer says what it holds, from time to time and when that falls; whether others wait for credit."""
-        self._budget(node).set(name, held_bytes)
-        self._heard[name] = (node, time.monotonic())
-        if not held_bytes:
-            self._heard.pop(name)
+    async def hold(self, name: str, node: str, held_bytes: int, granted_bytes: int) -> None:
+        """A producer says what it holds and was granted, from time to time and when others wait for credit."""
+        self._said(name, node, held_bytes, granted_bytes)
         await self._notify()
-        return bool(self._starving)
+
+    def _said(self, name: str, node: str, held_bytes: int, granted_bytes: int) -> None:
+        """Note what a producer holds; what was granted after it spoke comes on top."""
+        total = self._granted[name] = max(self._granted.get(name, 0), granted_bytes)
+        held = held_bytes + total - granted_bytes
+        self._budget(node).set(name, held)
+        self._heard[name] = (node, time.monotonic())
+        if not held:
+            self._heard.pop(name)
 
     def _budget(self, node: str) -> Budget:
         if node not in self._credits:
@@ -331,8 +341,13 @@ class Coordinator:
         await self._notify()
 
     async def drain(self, timeout_s: float | None) -> RunStatus:
-        """Publish what writers left decided, then wait until all is uploaded, something failed, or the time is up."""
+        """Publish what writers left decided, then wait until all is uploaded, something failed, or the time is up.
+
+        Without a time it is the driver's `close`, which has found nothing unfinished.
+        """
         ledger = self._book()
+        if timeout_s is None:
+            await self._on_ledger(ledger.closing)
         await self._on_ledger(ledger.publish_rest)
         await self._notify()
         if self._spec.info.dest is not None:
@@ -341,6 +356,7 @@ class Coordinator:
 
     async def receipts(self) -> list[Receipt]:
         """All receipts, by key."""
+        await self._on_ledger(self._book().begin_sealing)
         return await self._on_ledger(lambda: list(self._book().receipts()))
 
     async def stop(self, sweep: bool) -> None:
@@ -349,8 +365,9 @@ class Coordinator:
         await self._notify()
         if self._ledger is not None:
             await self._on_ledger(self._ledger.close)
-        if sweep:
-            await self._on_ledger(self._staging.sweep)
+        if sweep and self._ledger is not None:
+            term = self._ledger.term
+            await self._on_ledger(lambda: self._staging.sweep(term, finished=True))
 
 
 def failed_error(failures: Mapping[str, str]) -> OutputsFailed:

@@ -220,8 +220,8 @@ class SinkHandle:
                 nonce = os.urandom(6).hex()
                 name = f"{socket.gethostname()}-{os.getpid()}-{nonce}"
 
-                def acquire(held: int, need: int) -> int:
-                    return int(self._ask(self._coordinator.acquire.remote(name, node, held, need)))
+                def acquire(held: int, granted: int, need: int) -> int:
+                    return int(self._ask(self._coordinator.acquire.remote(name, node, held, granted, need)))
 
                 self._ask(self._coordinator.producer_opened.remote(name, self._needs_goodbye))
                 made = _Connection(name, node, Lease(self._spec.limits.inflight_outputs, acquire))
@@ -277,7 +277,7 @@ class SinkHandle:
         batch.payload = None
         connection.lease.free_bytes(batch.n_bytes)
         if credit_wanted:
-            connection.todo.put(lambda: self._report(connection, connection.lease.trim()))
+            connection.todo.put(lambda: self._report(connection))
 
     def _staged(self, connection: _Connection, batch: _Batch, outcomes: Sequence[Receipt | Exception]) -> None:
         staged = [out.key for out in outcomes if isinstance(out, Receipt)]
@@ -310,15 +310,21 @@ class SinkHandle:
             try:
                 job = connection.todo.get(timeout=_REPORT_S)
             except queue.Empty:
-                self._report(connection, connection.lease.trim())
+                self._report(connection)
                 continue
             if job is None:
                 return
             job()
 
-    def _report(self, connection: _Connection, held_bytes: int) -> None:
+    def _report(self, connection: _Connection) -> None:
+        held, granted = connection.lease.trim()
         # nobody waits for this: a report that is lost is followed by the next
-        self._coordinator.hold.remote(connection.name, connection.node, held_bytes)
+        self._coordinator.hold.remote(connection.name, connection.node, held, granted)
+
+    @property
+    def outstanding(self) -> int:
+        """Outputs accepted and neither acknowledged nor failed."""
+        return 0 if self._connection is None else self._connection.lease.outputs
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -357,7 +363,7 @@ class SinkHandle:
                 goodbye = self._coordinator.producer_closed
                 self._ask(goodbye.remote(connection.name, connection.node, connection.issued, connection.failures))
             else:
-                self._report(connection, 0)
+                self._report(connection)
 
 
 def _make_handle(spec: RunSpec, coordinator: Any, needs_goodbye: bool) -> SinkHandle:

@@ -11,16 +11,17 @@ class Lease:
 
     Args:
         max_outputs: outputs accepted and not acknowledged; a larger batch goes alone.
-        acquire: asks the coordinator for more: bytes held, bytes needed → bytes granted, 0 to ask again. Called by one
-            thread at a time.
+        acquire: asks the coordinator for more: bytes held, bytes granted so far, bytes needed → bytes granted, 0 to
+            ask again. Called by one thread at a time.
     """
 
-    def __init__(self, max_outputs: int, acquire: Callable[[int, int], int]) -> None:
+    def __init__(self, max_outputs: int, acquire: Callable[[int, int, int], int]) -> None:
         self._max_outputs = max_outputs
         self._acquire = acquire
         self._changed = threading.Condition()
         self._held_bytes = 0
         self._used_bytes = 0
+        self._granted_bytes = 0
         self._outputs = 0
         self._asking = False
 
@@ -34,7 +35,7 @@ class Lease:
                     if self._asking:
                         self._changed.wait()
                     else:
-                        self._ask(self._used_bytes + n_bytes - self._held_bytes)
+                        self._ask(n_bytes)
             except BaseException:
                 self._outputs -= outputs
                 self._changed.notify_all()
@@ -42,15 +43,18 @@ class Lease:
             self._used_bytes += n_bytes
 
     def _ask(self, need_bytes: int) -> None:
+        # what lies idle is given up first: an item above the whole budget goes when nothing is held
         self._asking = True
-        held = self._held_bytes
+        self._held_bytes = held = self._used_bytes
+        so_far = self._granted_bytes
         self._changed.release()
         granted = 0
         try:
-            granted = self._acquire(held, need_bytes)
+            granted = self._acquire(held, so_far, need_bytes)
         finally:
             self._changed.acquire()
             self._held_bytes += granted
+            self._granted_bytes += granted
             self._asking = False
             self._changed.notify_all()
 
@@ -66,18 +70,17 @@ class Lease:
             self._outputs -= outputs
             self._changed.notify_all()
 
-    def trim(self) -> int:
-        """Let go of what is not in use; the bytes still held."""
+    def trim(self) -> tuple[int, int]:
+        """Let go of what is not in use: bytes still held, and all bytes granted so far."""
         with self._changed:
-            if not self._asking:
-                self._held_bytes = self._used_bytes
-            return self._held_bytes
+            self._held_bytes = self._used_bytes
+            return self._held_bytes, self._granted_bytes
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes held."""
+    def outputs(self) -> int:
+        """Outputs under way."""
         with self._changed:
-            return self._held_bytes
+            return self._outputs
 
     def wait_idle(self) -> None:
         """Wait until no output is under way."""

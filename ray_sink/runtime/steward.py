@@ -49,9 +49,12 @@ class Steward:
         """The writers that are at work."""
         return [writer for writer in self._writers.values() if writer.error is None]
 
-    def stop(self) -> None:
-        """End the thread, then the writers. The coordinator must have been told to stop."""
+    def stop_asking(self) -> None:
+        """Begin to stop: no new question to the coordinator, which then answers the last one at once."""
         self._stop.set()
+
+    def stop(self) -> None:
+        """End the thread, then the writers; after `stop_asking` and the coordinator's own stop."""
         self._thread.join()
         for writer in [*self._writers.values(), *(start.writer for start in self._starting.values())]:
             if writer.actor is not None:
@@ -60,18 +63,21 @@ class Steward:
     def _run(self) -> None:
         try:
             poll = self._poll()
-            while not self._stop.is_set():
+            while True:
                 done, _ = ray.wait([poll, *self._starting], num_returns=1, timeout=1.0)
                 self._settle_started(done)
+                if self._stop.is_set():
+                    result(poll, timeout_s=_START_S)
+                    return
                 if poll in done:
                     wish: RosterWish = result(poll)
-                    if self._stop.is_set():
-                        return
                     self._fulfil(wish)
-                if done:
+                if not ray.is_initialized():
+                    return
+                if done and not self._stop.is_set():
                     poll = self._poll()
         except (RayError, SinkError) as error:
-            if not self._stop.is_set():
+            if not self._stop.is_set() and ray.is_initialized():
                 # producers learn of it from the coordinator, whose end this is
                 _log.error("steward.ended", extra={"run_id": self._spec.info.run_id, "error": str(error)})
 
@@ -144,6 +150,8 @@ class Heart:
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):
+            if not ray.is_initialized():
+                return  # Ray was shut down under us, and a call would start it anew
             try:
                 self._claim.beat()
             except RunFencedError as error:

@@ -16,7 +16,7 @@ from ray_sink.records import ConflictCounts, MultipartUpload, Receipt, RowCounts
 from ray_sink.runtime.calls import result
 from ray_sink.staging import Staging
 from ray_sink.stores import open_store
-from ray_sink.stores.base import Capabilities, ObjectInfo
+from ray_sink.stores.base import Capabilities, ObjectInfo, Store
 from ray_sink.uploader import Uploader
 
 
@@ -30,7 +30,16 @@ class UploaderShell:
     def __init__(self, info: RunInfo, options: UploadOptions) -> None:
         self._info = info
         self._options = options
-        self._store = open_store(info.dest or info.staging, options)
+        self._opening = threading.Lock()
+        self._opened: Store | None = None
+
+    @property
+    def _store(self) -> Store:
+        # not in the constructor: what is wrong with it is an answer to a call, and no reason to start again
+        with self._opening:
+            if self._opened is None:
+                self._opened = open_store(self._info.dest or self._info.staging, self._options)
+            return self._opened
 
     def probe(self) -> Capabilities:
         """See `ray_sink.stores.base.Store.probe`."""
@@ -75,7 +84,7 @@ class UploaderShell:
 class _Service:
     """One life of an uploader's loop: it takes work, uploads on the pool, and reports in batches."""
 
-    def __init__(self, info: RunInfo, options: UploadOptions, store: Any, coordinator: Any, index: int) -> None:
+    def __init__(self, info: RunInfo, options: UploadOptions, store: Store, coordinator: Any, index: int) -> None:
         self._options = options
         self._coordinator = coordinator
         self._index = index

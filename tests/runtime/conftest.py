@@ -1,0 +1,110 @@
+"""Places for runs, and the processes of a run's actors."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ray_sink
+from ray_sink import Limits, Sink, UploadOptions
+from ray_sink.stores import open_store
+from tests import credentials
+from tests.servers import S3Server
+from tests.waiting import until
+
+LIMITS = Limits(takeover_s=5.0, drain_s=20.0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run goes, and what is found there."""
+
+    dest: str | None
+    staging: Path
+    upload: UploadOptions
+    reader: UploadOptions
+
+    def sink(self, **arguments: Any) -> Sink:
+        return Sink(self.dest, staging=self.staging, **{"upload": self.upload, "limits": LIMITS, **arguments})
+
+    def outputs(self) -> dict[str, bytes]:
+        """All objects at the destination, but for the sink's own."""
+        store = open_store(self.dest or str(self.staging), self.reader)
+        return {o.path: store.get_bytes(o.path) for o in store.list() if not o.path.startswith("_ray_sink/")}
+
+    def manifest(self) -> ray_sink.Manifest:
+        store_options = self.reader.storage_options
+        return ray_sink.open(self.dest or str(self.staging), storage_options=store_options)
+
+
+@pytest.fixture(params=["staging", "folder", "s3"])
+def run(request: pytest.FixtureRequest, tmp_path: Path, ray_cluster: None) -> Run:
+    """A run into each kind of destination."""
+    return make_run(request.param, request, tmp_path)
+
+
+@pytest.fixture
+def folder_run(request: pytest.FixtureRequest, tmp_path: Path, ray_cluster: None) -> Run:
+    """A run into a folder."""
+    return make_run("folder", request, tmp_path)
+
+
+def make_run(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Run:
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    if kind == "s3":
+        server: S3Server = request.getfixturevalue("s3_server")
+        monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+        credentials.offer(server)
+        options = {"endpoint_url": server.endpoint, "region": server.region}
+        upload = UploadOptions(credentials=credentials.FUNCTION, storage_options=options)
+        # the reader signs in by its environment; Ray's processes, started before, do not have it
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        bucket = request.getfixturevalue("s3_bucket")
+        return Run(f"{bucket.url}/runs", staging, upload, UploadOptions(storage_options=options))
+    if kind == "folder":
+        return Run(str(tmp_path / "dest"), staging, UploadOptions(), UploadOptions())
+    return Run(None, staging, UploadOptions(), UploadOptions())
+
+
+def field(seed: int, size: int = 1000) -> torch.Tensor:
+    """Outputs that can be told apart."""
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def pids_of(shell: str) -> list[int]:
+    """Processes of this session's actors of one class."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                title = (entry / "cmdline").read_bytes()
+                mine = _session() in (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if mine and title.startswith(f"ray::{shell}".encode()):
+                found.append(int(entry.name))
+    return found
+
+
+def _session() -> bytes:
+    return f"{credentials.VARIABLE}={os.environ[credentials.VARIABLE]}".encode()
+
+
+def kill(shell: str) -> int:
+    """SIGKILL one actor process of a class, and see it gone; its pid."""
+    pid = pids_of(shell)[0]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: pid not in pids_of(shell), deadline_s=20)
+    return pid
+
+
+Killer = Callable[[], int]

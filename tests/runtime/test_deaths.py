@@ -1,0 +1,94 @@
+"""Every process of a run dies once by SIGKILL, and nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ray_sink import State, WriterOptions
+from tests.runtime.conftest import Run, field, kill, pids_of
+from tests.waiting import until
+
+N = 40
+
+
+def check_all(run: Run, n: int = N) -> None:
+    manifest = run.manifest()
+    assert list(manifest) == [f"k/{i:03d}" for i in range(n)]
+    outputs = run.outputs()
+    assert outputs.keys() == {f"k/{i:03d}.pt" for i in range(n)}
+    for i in range(n):
+        assert torch.equal(manifest.load(f"k/{i:03d}"), field(i, 20_000))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shell", ["WriterShell", "UploaderShell", "Coordinator"])
+def test_an_actor_dies_in_the_middle(run: Run, shell: str) -> None:
+    if shell == "UploaderShell" and run.dest is None:
+        pytest.skip("a run whose destination is staging has no uploader")
+    with run.sink(writers=WriterOptions(per_node=2)) as sink, sink.handle() as handle:
+        tickets = [handle.write(f"k/{i:03d}", field(i, 20_000)) for i in range(N // 2)]
+        tickets[0].result(60)
+        killed = kill(shell)
+        tickets += [handle.write(f"k/{i:03d}", field(i, 20_000)) for i in range(N // 2, N)]
+        assert {ticket.result(120).key for ticket in tickets} == {f"k/{i:03d}" for i in range(N)}
+        assert killed not in pids_of(shell)
+    check_all(run)
+
+
+def test_every_writer_dies_while_it_has_work(folder_run: Run) -> None:
+    with folder_run.sink() as sink, sink.handle() as handle:
+        handle.write("k/000", field(0, 20_000)).result(60)
+        (pid,) = pids_of("WriterShell")
+        os.kill(pid, signal.SIGSTOP)  # what comes now is certainly unanswered
+        tickets = [handle.write(f"k/{i:03d}", field(i, 20_000)) for i in range(1, N)]
+        os.kill(pid, signal.SIGKILL)
+        assert all(ticket.result(120).state in (State.STAGED, State.UPLOADED) for ticket in tickets)
+    check_all(folder_run)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import ray
+from ray_sink import Limits, Sink
+from tests.runtime.conftest import field
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+dest, staging, start, stop, mark = sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), Path(sys.argv[6])
+with Sink(dest, staging=staging, limits=Limits(takeover_s=5)) as sink, sink.handle() as handle:
+    tickets = [handle.write(f"k/{i:03d}", field(i, 20_000)) for i in range(start, stop)]
+    for ticket in tickets:
+        ticket.result(60)
+    mark.write_text("acknowledged")
+    if stop < 40:
+        input()
+"""
+
+
+def test_a_killed_driver_is_taken_over_by_the_same_script(folder_run: Run, tmp_path: Path) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    assert folder_run.dest is not None
+    mark = tmp_path / "mark"
+
+    def start(first: int, last: int) -> subprocess.Popen[bytes]:
+        arguments = [address, folder_run.dest or "", str(folder_run.staging), str(first), str(last), str(mark)]
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, *arguments], stdin=subprocess.PIPE, cwd=Path(__file__).parents[2]
+        )
+
+    with start(0, N // 2) as driver:
+        until(mark.exists, deadline_s=120)
+        driver.send_signal(signal.SIGKILL)
+    with start(0, N) as again:
+        assert again.wait(120) == 0
+    check_all(folder_run)
+    assert folder_run.manifest().seal.epoch == 2
+    assert folder_run.manifest().seal.conflicts.retries == N // 2
