@@ -3,13 +3,16 @@
 The records, by their one name each (a file holds any number of them after its ``open``):
 
 =============  =========================================================================================
-``open``       first in each file: run, epoch, term, and how many bytes of each older file count
+``open``       first in each file: run, epoch, term, how many bytes of each older file count, and again the
+               record that follows these: its writer may have died between its write and its fsync
 ``decided``    a batch of ``[key, attempt, source, notes, [[temp, path, bytes, checksum], …]]``
 ``kept``       a batch of ``[key, [[path, bytes], …]]`` where another run's output stayed
 ``uploaded``   a batch of ``[term, seq of the decided record, [index, …], verification]``
 ``multipart``  ``[path, upload id]`` of a multipart upload that is about to send its first part
 ``producer``   a producer's name; ``goodbye``: its name, its number of tickets, its failures
 ``dataset``    a dataset's id and state; ``rows``: the row counts of one of its parts
+``closing``    the driver came to its ``close()`` with nothing unfinished: only uploads and the seal are left
+``sealing``    all is decided and uploaded, and a seal is under way: there will be no new keys
 =============  =========================================================================================
 
 ``decided`` and ``uploaded`` records also carry the conflict counts so far. Readers skip records that they do not know
@@ -99,6 +102,8 @@ class Book:
         self.datasets: dict[str, Dataset] = {}
         self.parts: dict[tuple[str, str], RowCounts] = {}
         self.conflicts = ConflictCounts()
+        self.closing = False
+        self.sealing = False
         self._decided: dict[tuple[str, int], list[str]] = {}
 
     def apply(self, record: Mapping[str, Any], seq: int) -> None:
@@ -116,10 +121,14 @@ class Book:
         method(record, seq)
 
     def _apply_open(self, record: Mapping[str, Any], seq: int) -> None:
+        if (again := record["again"]) is not None:
+            self.epoch, self.term = again["epoch"], again["term"]
+            self.apply(again["record"], again["seq"])
         self.info = RunInfo(**record["run"])
         self.epoch, self.term = record["epoch"], record["term"]
 
     def _apply_decided(self, record: Mapping[str, Any], seq: int) -> None:
+        self.closing = False
         keys = []
         for index, item in enumerate(record["batch"]):
             proposal = proposal_from(item)
@@ -149,11 +158,15 @@ class Book:
                     del self.multiparts[upload.upload_id]
         self.conflicts = ConflictCounts(**record["conflicts"])
 
+    def _apply_sealing(self, record: Mapping[str, Any], seq: int) -> None:
+        self.sealing = True
+
     def _apply_multipart(self, record: Mapping[str, Any], seq: int) -> None:
         upload = MultipartUpload(record["path"], record["upload_id"])
         self.multiparts[upload.upload_id] = upload
 
     def _apply_producer(self, record: Mapping[str, Any], seq: int) -> None:
+        self.closing = False
         self.producers[record["name"]] = self.epoch
 
     def _apply_goodbye(self, record: Mapping[str, Any], seq: int) -> None:
@@ -162,10 +175,14 @@ class Book:
         self.failures.update(record["failures"])
 
     def _apply_dataset(self, record: Mapping[str, Any], seq: int) -> None:
+        self.closing = False
         self.datasets[record["id"]] = Dataset(self.epoch, DatasetState(record["state"]), record["reason"])
 
     def _apply_rows(self, record: Mapping[str, Any], seq: int) -> None:
         self.parts[record["id"], record["part"]] = RowCounts(**record["rows"])
+
+    def _apply_closing(self, record: Mapping[str, Any], seq: int) -> None:
+        self.closing = True
 
     def adopt(self, receipt: Receipt) -> None:
         """Take in a sealed run's receipt: the journal may be gone, the manifest is the truth."""
@@ -202,8 +219,9 @@ class Book:
         return [name for name, epoch in self.producers.items() if epoch == self.epoch]
 
     def rows(self) -> RowCounts:
-        """Row counts of this epoch's datasets together."""
-        mine = {name for name, dataset in self.datasets.items() if dataset.epoch == self.epoch}
+        """Row counts of the datasets of the newest epoch that ran any: a later one may only upload and seal."""
+        newest = max((dataset.epoch for dataset in self.datasets.values()), default=self.epoch)
+        mine = {name for name, dataset in self.datasets.items() if dataset.epoch == newest}
         return sum((rows for (name, _), rows in self.parts.items() if name in mine), RowCounts())
 
 
@@ -238,12 +256,14 @@ class History:
 
     Attributes:
         book: their sum.
-        parts: the files that count and how far, oldest first.
+        parts: the files that count and how far, oldest first; without the last record.
+        again: the last record, for the next ``open``: with its epoch, term and sequence number.
         names: every journal file that is there, also those that do not count.
     """
 
     book: Book = field(default_factory=Book)
     parts: list[JournalPart] = field(default_factory=list)
+    again: dict[str, Any] | None = None
     names: list[str] = field(default_factory=list)
 
 
@@ -267,26 +287,36 @@ def read_history(fs: Filesystem, journal_dir: Path, *, live: bool = False) -> Hi
         records = list(read_journal(data, name=name, live=live))
         if not records:
             continue  # this life of the ledger died before its first word: it decided nothing
-        for part in records[0].payload["parts"]:
+        opening, last = records[0].payload, records[-1]
+        for part in opening["parts"]:
             older = JournalPart(*part)
-            old = fs.read(journal_dir / older.name)
+            try:
+                old = fs.read(journal_dir / older.name)
+            except FileNotFoundError as error:
+                raise JournalCorruptError(f"journal {older.name} is gone; journal {name} builds on it") from error
             for record in read_journal(old, name=older.name, end=older.bytes):
                 history.book.apply(record.payload, record.seq)
             history.parts.append(older)
         for record in records:
             history.book.apply(record.payload, record.seq)
-        history.parts.append(JournalPart(name, records[-1].end))
+        if len(records) == 1:
+            history.again = opening["again"]
+        else:
+            history.parts.append(JournalPart(name, records[-2].end))
+            book = history.book
+            history.again = {"epoch": book.epoch, "term": book.term, "seq": last.seq, "record": last.payload}
         break
     return history
 
 
-def open_record(info: RunInfo, epoch: int, term: str, parts: Sequence[JournalPart]) -> dict[str, Any]:
-    """The first record of a journal file."""
+def open_record(info: RunInfo, epoch: int, term: str, history: History) -> dict[str, Any]:
+    """The first record of a journal file, which goes on where `history` ends."""
     return {
         "is": "open",
         "version": 1,
         "run": asdict(info),
         "epoch": epoch,
         "term": term,
-        "parts": [[part.name, part.bytes] for part in parts],
+        "parts": [[part.name, part.bytes] for part in history.parts],
+        "again": history.again,
     }

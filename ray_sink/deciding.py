@@ -101,6 +101,7 @@ class Round:
 
     def _path_conflict(self, proposal: Proposal) -> PathConflict | None:
         """Two keys must not lead to one path, nor one key's file to another's folder."""
+        mine = {temp.file.path for temp in proposal.files}
         for temp in proposal.files:
             path = temp.file.path
             for owners in (self._book.paths, self._paths, self._book.folders, self._folders):
@@ -108,6 +109,7 @@ class Round:
                     return _path_conflict_error(proposal.key, owners[path], path)
             for folder in folders_of(path):
                 owner = self._book.paths.get(folder) or self._paths.get(folder)
+                owner = proposal.key if folder in mine else owner
                 if owner is not None:
                     return _path_conflict_error(proposal.key, owner, folder)
         return None

@@ -114,7 +114,7 @@ def read_journal(data: bytes, *, name: str, end: int | None = None, live: bool =
         if payload is None:
             if live:
                 return
-            if end is None and _explained_by_crash(data, at):
+            if end is None and _explained_by_crash(data, at, seq):
                 return
             raise JournalCorruptError(
                 f"journal {name}: record {seq} at byte {at} is damaged. Restore the file from a backup, or start a new"
@@ -136,7 +136,7 @@ def _record_at(data: bytes, at: int, seq: int) -> bytes | None:
     return payload if len(payload) == length and zlib.crc32(payload) == crc else None
 
 
-def _explained_by_crash(data: bytes, at: int) -> bool:
+def _explained_by_crash(data: bytes, at: int, seq: int) -> bool:
     """Whether the bad record at `at` is an append that a crash cut short: bytes missing, or whole sectors of zeros.
 
     An append follows only a successful fsync of the one before, so the record that a crash cut is the last one.
@@ -146,10 +146,25 @@ def _explained_by_crash(data: bytes, at: int) -> bool:
         return True
     length, _, _, header_crc = _HEADER.unpack(data[at:body])
     if zlib.crc32(data[at : at + _CHECKED.size]) != header_crc:
-        return _lost_sector(data, at, body)
+        sector_end = min(len(data), -(-body // _SECTOR_BYTES) * _SECTOR_BYTES)
+        return _lost_sector(data, at, sector_end) and not _has_record(data, body, seq + 1)
     if len(data) < body + length:
         return True
     return not data[body + length :].strip(b"\0") and _lost_sector(data, body, body + length)
+
+
+def _has_record(data: bytes, start: int, seq: int) -> bool:
+    """Whether the header of record `seq` is anywhere behind `start`: what lies before it was synced then."""
+    number = struct.pack("<I", seq)
+    found = data.find(number, start)
+    while found >= 0:
+        at = found - 8
+        header = data[at : at + _HEADER.size]
+        whole = at >= start and len(header) == _HEADER.size
+        if whole and zlib.crc32(header[: _CHECKED.size]) == _HEADER.unpack(header)[3]:
+            return True
+        found = data.find(number, found + 1)
+    return False
 
 
 def _lost_sector(data: bytes, start: int, end: int) -> bool:

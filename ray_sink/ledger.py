@@ -11,15 +11,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 
-from ray_sink.book import Book, DatasetState, Entry, open_record, read_history, record_of
+from ray_sink.book import Book, DatasetState, Entry, record_of
 from ray_sink.config import OnConflict
 from ray_sink.deciding import Round, kept_receipt
 from ray_sink.errors import (
     RunFencedError,
-    RunMismatchError,
     StagingError,
 )
 from ray_sink.journal import Journal
+from ray_sink.lives import begin_life, check_same_run
 from ray_sink.records import (
     ConflictCounts,
     Decision,
@@ -35,7 +35,9 @@ from ray_sink.records import (
     UploadTask,
     receipt_of,
 )
-from ray_sink.staging import Staging, term_name
+from ray_sink.staging import Staging
+
+__all__ = ["Ledger", "LedgerOptions", "check_same_run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,30 +91,17 @@ class Ledger:
             RunFencedError: a newer epoch has written here.
             JournalCorruptError: a journal is damaged.
         """
-        fs = staging.fs
-        check_same_run(read_history(fs, staging.journal_dir).book.info, info)
-        fs.make_dirs(staging.journal_dir, below=staging.root)
-        names = fs.list(staging.journal_dir)
-        if any(name > term_name(epoch, 999) for name in names):
-            raise RunFencedError(f"run {info.run_id!r} was taken over by epoch {int(max(names).partition('.')[0])}")
-        lives = [int(name.rpartition(".")[2]) for name in names if name.startswith(f"{epoch:06d}.")]
-        term = term_name(epoch, max(lives, default=0) + 1)
-        journal = Journal(fs, staging.journal_dir / term)
-        staging.begin_term(term)
-        # only now: what a fenced ledger still writes cannot be published any more
-        history = read_history(fs, staging.journal_dir)
-        first = open_record(info, epoch, term, history.parts)
-        history.book.apply(first, journal.append(first))
+        life = begin_life(staging, info, epoch)
         for receipt in options.sealed or ():
-            history.book.adopt(receipt)
-        ledger = cls(journal, staging, history.book, info, term, options)
+            life.book.adopt(receipt)
+        ledger = cls(life.journal, staging, life.book, info, life.term, options)
         ledger._roll_forward_older()
-        staging.sweep(keep=term)
+        staging.sweep(life.term)
         return ledger
 
     def _roll_forward_older(self) -> None:
         pending = [entry.proposal for entry in self._book.entries.values() if entry.uploaded is None]
-        self._note_all_published(pending, self._staging.roll_forward(pending))
+        self._note_all_published(pending, self._staging.roll_forward(self.term, pending))
         self._staged_bytes = sum(temp.file.bytes for proposal in pending for temp in proposal.files)
 
     # -- deciding ----------------------------------------------------------------------------------------------------
@@ -129,7 +118,7 @@ class Ledger:
         """
         self._check_fence()
         batch = Round(self._book, self._options.on_conflict, self._foreign, self._info, self.term)
-        batch.sealed = self._options.sealed is not None
+        batch.sealed = self._options.sealed is not None or self._book.sealing
         answers = [batch.judge(proposal, self.receipt) for proposal in proposals]
         tally = asdict(batch.counts)
         if batch.fresh:
@@ -139,6 +128,8 @@ class Ledger:
         if batch.kept:
             left = [[key, [[f.path, f.bytes] for f in files]] for key, files in batch.kept.items()]
             self._write({"is": "kept", "batch": left, "conflicts": tally})
+            # no publishing follows that would fail behind the fence
+            self._check_term()
         self._book.conflicts = batch.counts
         return answers
 
@@ -148,8 +139,9 @@ class Ledger:
         """Note that decided attempts, as (key, attempt), are under their final names, durably."""
         for key, attempt in attempts:
             entry = self._book.entries.get(key)
-            if entry is not None and entry.proposal.attempt == attempt and key not in self._published:
-                self._note_published(entry.proposal)
+            if entry is None or entry.proposal.attempt != attempt or entry.uploaded or key in self._published:
+                continue
+            self._note_published(entry.proposal)
 
     def _note_published(self, proposal: Proposal) -> None:
         self._published.add(proposal.key)
@@ -157,14 +149,22 @@ class Ledger:
             self._queues[self._uploader_of(proposal.key)].append(proposal.key)
 
     def publish_rest(self) -> None:
-        """Roll forward what is decided and not known to be published: its writer died in between."""
+        """Roll forward what is decided and not known to be published: its writer died in between.
+
+        Raises:
+            RunFencedError: a newer owner has the run.
+        """
         rest = [e.proposal for k, e in self._book.entries.items() if not e.uploaded and k not in self._published]
-        self._note_all_published(rest, self._staging.publish(rest))
+        vanished = self._staging.publish(rest)
+        if vanished:
+            self._check_term()
+        self._note_all_published(rest, vanished)
 
     def _note_all_published(self, proposals: Sequence[Proposal], vanished: Sequence[str]) -> None:
         for proposal in proposals:
-            # with a destination, its uploader looks there before it calls a missing file lost
-            if self._info.dest is None and proposal.key in vanished:
+            # an older life's may be uploaded and freed without our knowing: the uploader looks before it says lost
+            ours = self._info.dest is None or self._book.entries[proposal.key].decided[0] == self.term
+            if ours and proposal.key in vanished:
                 self._failures[proposal.key] = "its decided files are gone from the staging folder"
             else:
                 self._note_published(proposal)
@@ -233,26 +233,27 @@ class Ledger:
         """
         self._check_fence()
         batch: dict[tuple[str, int, str], list[int]] = {}
-        done: list[Entry] = []
+        done: dict[str, Entry] = {}
         for outcome in outcomes:
             self._uploading[self._uploader_of(outcome.key)].discard(outcome.key)
-            entry = self._book.entries[outcome.key]
+            entry = self._book.entries.get(outcome.key)
+            if entry is None or entry.uploaded or outcome.key in done or outcome.attempt != entry.proposal.attempt:
+                continue  # an uploader that was given up comes late
             if outcome.error is not None:
                 self._failures[outcome.key] = str(outcome.error)
-                continue
-            if entry.uploaded is None and outcome.attempt == entry.proposal.attempt and outcome.verification:
+            elif outcome.verification is not None:
                 term, seq, index = entry.decided
                 batch.setdefault((term, seq, outcome.verification), []).append(index)
-                done.append(entry)
+                done[outcome.key] = entry
         if batch:
             rows = [[term, seq, sorted(indices), how] for (term, seq, how), indices in batch.items()]
             self._write({"is": "uploaded", "batch": rows, "conflicts": asdict(self._book.conflicts)})
-        for entry in done:
+        for entry in done.values():
             self._uploaded += 1
             self._published.discard(entry.proposal.key)
             self._failures.pop(entry.proposal.key, None)
             self._staged_bytes -= sum(temp.file.bytes for temp in entry.proposal.files)
-        return [temp.file for entry in done for temp in entry.proposal.files]
+        return [temp.file for entry in done.values() for temp in entry.proposal.files]
 
     def _uploader_of(self, key: str) -> int:
         return zlib.crc32(key.encode()) % self._options.uploaders
@@ -280,6 +281,26 @@ class Ledger:
 
     # -- the whole ---------------------------------------------------------------------------------------------------
 
+    def closing(self) -> None:
+        """The driver has come to its end with nothing unfinished; whoever finds the run now may seal it."""
+        if not self._book.closing:
+            self._write({"is": "closing"})
+
+    def begin_sealing(self) -> None:
+        """All is committed, and the caller is going to seal; new keys are refused from now on, in later lives too.
+
+        Raises:
+            RunFencedError: a newer owner has the run, and may have decided more than this one knows.
+        """
+        if not self._book.sealing:
+            self._write({"is": "sealing"})
+        self._check_term()
+
+    def _check_term(self) -> None:
+        """Once this has passed, whatever was journaled before will be known to all lives to come."""
+        if self._staging.is_fenced(self.term):
+            raise RunFencedError(f"run {self._info.run_id!r} was taken over")
+
     def fence(self, by: str) -> None:
         """Refuse everything from now on: a newer owner has the run."""
         self._fenced_by = by
@@ -297,7 +318,7 @@ class Ledger:
         failures = {
             key: reason
             for key, reason in {**self._book.failures, **self._failures}.items()
-            if key in self._failures or key not in self._book.entries
+            if key in self._failures or not (key in self._book.entries or key in self._book.kept)
         }
         return RunStatus(
             decided=len(self._book.entries),
@@ -353,20 +374,3 @@ class Ledger:
     def close(self) -> None:
         """Close the journal; what follows belongs to the next life."""
         self._journal.close()
-
-
-def check_same_run(known: RunInfo | None, wanted: RunInfo) -> None:
-    """Refuse to go on with another run's journal.
-
-    Raises:
-        RunMismatchError: naming what differs, with both values.
-    """
-    if known is None:
-        return
-    for name in ("run_id", "dest", "save_format", "dict_mode", "fingerprint"):
-        old, new = getattr(known, name), getattr(wanted, name)
-        if old != new:
-            raise RunMismatchError(
-                f"run {known.run_id!r} was started with {name}={old!r}, and this is {name}={new!r}. Go on with the"
-                " same value, or give this run another run_id"
-            )

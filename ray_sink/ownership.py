@@ -64,7 +64,8 @@ class FolderPlace:
         try:
             self._fs.create_with(self._folder / name, data)
         except FileExistsError:
-            return False
+            # ours, if it was made and its reply was lost (NFS)
+            return self.get(name) == data
         return True
 
     def put(self, name: str, data: bytes) -> None:
@@ -139,6 +140,29 @@ class Owner:
     nonce: str
 
 
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """The newest claim at a root, as somebody sees it who only looks.
+
+    Attributes:
+        owner: whose it is.
+        epoch: its number.
+        released: the owner left in good order; False says only that it did not.
+    """
+
+    owner: Owner
+    epoch: int
+    released: bool
+
+
+def owner_of(store: SmallObjects) -> Sighting | None:
+    """The newest claim at a root, or None; writes nothing."""
+    place = StorePlace(store)
+    top = _top(place)
+    raw = place.get(f"epoch-{top:06d}") if top else None
+    return Sighting(Owner(**json.loads(raw)), top, f"released-{top:06d}" in place.names()) if raw else None
+
+
 class Claim:
     """A claim that was won. The owner calls `beat` several times per ``takeover_s``."""
 
@@ -198,15 +222,19 @@ def claim(
     Raises:
         RunOwnedError: a live driver owns one of them; nothing was claimed.
     """
-    epoch = 1 + max(_wait_until_free(place, takeover_s, clock, sleep) for place in places)
+    tops = [_wait_until_free(place, takeover_s, clock, sleep) for place in places]
+    epoch = 1 + max(tops)
     data = json.dumps(asdict(owner)).encode()
     won: list[Place] = []
-    for place in places:
-        if _top(place) >= epoch or not place.create(f"epoch-{epoch:06d}", data):
-            Claim(won, epoch, owner).release()
-            raise RunOwnedError(_owned(place, _top(place), "has just taken it"))
+    for place, top in zip(places, tops, strict=True):
+        # every number in between: two claimants whose numbers differ meet at the first that both want
+        for number in range(top + 1, epoch + 1):
+            if _top(place) >= number or not place.create(f"epoch-{number:06d}", data):
+                Claim(won, epoch, owner).release()
+                raise RunOwnedError(_owned(place, _top(place), "has just taken it"))
         won.append(place)
     made = Claim(won, epoch, owner)
+    made.check_all()
     for place in won:
         _tidy(place, epoch)
     made.beat()

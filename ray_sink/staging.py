@@ -5,11 +5,13 @@ Layout below the staging root::
     <path of an output>                      staged files, under their final names
     _ray_sink/<run>/journal/<term>           the ledger's journals
     _ray_sink/<run>/tmp/<term>/<name>        attempts of the present life of the ledger
-    _ray_sink/<run>/fenced/<term>/<name>     what earlier lives left, until it is rolled forward or swept
+    _ray_sink/<run>/fenced/<term>/<older term>/<name>
+                                             what older lives left, in the hands of this one, until it is swept
 
 A *term* is one life of the ledger: epoch and restart, ``000002.001``. A new life first moves the temp folders of all
-earlier ones aside, with one rename each. Whatever an old writer still does then fails: it can neither create a temp
-nor publish one. That is the fence; no clock and no lock takes part in it.
+earlier ones into its own, with one rename each. Whatever an old writer still does then fails: it can neither create a
+temp nor publish one; and an old ledger that was about to roll forward or sweep finds nothing. That is the fence; no
+clock and no lock takes part in it.
 """
 
 from __future__ import annotations
@@ -78,6 +80,9 @@ class Staging:
             raise StagingError(
                 f"the temp folder of term {term} is gone: a newer owner has taken the run over"
             ) from error
+        except FileExistsError as error:
+            # whoever was here before us may have had it decided: not ours to remove
+            raise StagingError(f"could not stage {path!r}: temp {name!r} is there already") from error
         except OSError as error:
             self._remove_quietly(target)
             raise StagingError(f"could not stage {path!r}: {error}") from error
@@ -94,8 +99,8 @@ class Staging:
         """Move decided attempts to their final names, durably. May be repeated, by anyone, at any time.
 
         Returns:
-            Keys of which a file is neither under its temp name nor under its final one: published, uploaded and
-            freed by others, or fenced. The ledger knows which.
+            Keys of which a file is neither under its temp name nor, as far as can be told from here, under its final
+            one: published, uploaded and freed by others, or fenced. The ledger knows which.
 
         Raises:
             StagingError: a rename failed and both names were looked at, or another file is in the place.
@@ -108,23 +113,35 @@ class Staging:
         for proposal in proposals:
             for temp in proposal.files:
                 source, target = folder / temp.temp, self.root / temp.file.path
-                self._make_parent(target)
                 try:
-                    self.fs.rename(source, target)
+                    self._make_parent(target)
+                    try:
+                        self.fs.rename(source, target)
+                    except OSError as error:
+                        if not self._adopt(source, target, temp.file, error):
+                            vanished.append(proposal.key)
                 except OSError as error:
-                    if not self._adopt(source, target, temp.file, error):
-                        vanished.append(proposal.key)
+                    raise StagingError(f"could not publish {temp.file.path!r}: {error}") from error
                 # an adopted file's publisher may have died before its fsync of the folder
                 touched.add(target.parent)
-        for parent in sorted(touched):
-            self.fs.sync_dir(parent)
+        self._sync(touched)
         return vanished
+
+    def _sync(self, folders: Iterable[Path]) -> None:
+        for folder in sorted(folders):
+            try:
+                self.fs.sync_dir(folder)
+            except FileNotFoundError:
+                continue  # and with it all that was in it: others have published, uploaded and cleared away
+            except OSError as error:
+                raise StagingError(f"{folder} cannot be synced: {error}") from error
 
     def _adopt(self, source: Path, target: Path, file: FileRecord, error: OSError) -> bool:
         """After a failed rename, look at both names (NFS may have renamed and reported an error).
 
         Returns:
-            Whether the file is published; False when there is none under either name.
+            Whether the file is published; False when there is none under either name, or when the temps' folder is
+            gone: this life is fenced then, and what has the name may be the next one's.
         """
         if self.fs.size(source) is not None:
             self._made.discard(target.parent)
@@ -140,7 +157,18 @@ class Staging:
                 f"{target} holds {size} bytes where {file.bytes} were decided: something else writes into the"
                 " staging folder"
             ) from error
-        return size is not None
+        return size is not None and self._is_there(source.parent)
+
+    def _is_there(self, folder: Path) -> bool:
+        try:
+            self.fs.sync_dir(folder)  # unlike a listing, it tells an empty folder from none
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_fenced(self, term: str) -> bool:
+        """Whether a newer life has begun. While it has not, all that `term` has journaled so far will be counted."""
+        return not self._is_there(self._tmp / term)
 
     def _make_parent(self, target: Path) -> None:
         if target.parent not in self._made:
@@ -166,43 +194,72 @@ class Staging:
             return
 
     def begin_term(self, term: str) -> None:
-        """Fence every earlier term and open a temp folder for this one."""
+        """Fence every earlier term, take over what it left, and open a temp folder for this one.
+
+        The caller's journal is there already, and the caller looks for newer ones afterwards: of two lives that begin
+        at once the newer one finds all that the older one makes, or the older one finds the newer one's journal.
+        """
+        mine = self._fenced / term
         self.fs.make_dirs(self._tmp, below=self.root)
-        self.fs.make_dirs(self._fenced, below=self.root)
-        for old in self.fs.list(self._tmp):
-            if _TERM.fullmatch(old) and old < term:
-                self.fs.rename(self._tmp / old, self._fenced / old)
+        self.fs.make_dirs(mine, below=self.root)
+        # in this order: a life that is fenced meanwhile moves folders from the first place to the second
+        self._take(self._tmp, term)
+        for older in self.fs.list(self._fenced):
+            if older < term:
+                self._take(self._fenced / older, term)
+                self.fs.sync_dir(self._fenced / older)
         self.fs.sync_dir(self._tmp)
-        self.fs.sync_dir(self._fenced)
+        self.fs.sync_dir(mine)
         self.fs.make_dirs(self._tmp / term, below=self.root)
 
-    def roll_forward(self, proposals: Sequence[Proposal]) -> list[str]:
+    def _take(self, place: Path, term: str) -> None:
+        for old in self.fs.list(place):
+            if _TERM.fullmatch(old) and old < term:
+                try:
+                    self.fs.rename(place / old, self._fenced / term / old)
+                except FileNotFoundError:
+                    continue  # another life was faster; where it went is looked at next, or it is newer than we are
+
+    def roll_forward(self, term: str, proposals: Sequence[Proposal]) -> list[str]:
         """Publish what earlier terms decided and did not publish; `begin_term` comes first.
 
-        Which those are is told by a listing of the fenced temps alone, never of the world.
+        Which those are is told by a listing of the fenced temps alone, never of the world. Of all others only the
+        folders are synced: whoever published them may have died before doing so.
 
         Returns:
             As `publish`.
         """
-        left = {f"{old}/{name}" for old in self.fs.list(self._fenced) for name in self.fs.list(self._fenced / old)}
+        mine = self._fenced / term
+        left = {f"{old}/{name}" for old in self.fs.list(mine) for name in self.fs.list(mine / old)}
         pending = [p for p in proposals if any(temp.temp in left for temp in p.files)]
-        return self._publish(pending, self._fenced)
+        others = {(self.root / temp.file.path).parent for p in proposals for temp in p.files}
+        vanished = self._publish(pending, mine)
+        self._sync(others - {(self.root / temp.file.path).parent for p in pending for temp in p.files})
+        return vanished
 
-    def sweep(self, *, keep: str | None = None) -> None:
-        """Remove the temps of all terms that are fenced, and of the present ones except `keep`."""
-        for folder in (self._fenced, self._tmp):
-            for term in self.fs.list(folder):
-                if term == keep:
-                    continue
-                for name in self.fs.list(folder / term):
-                    self.fs.remove(folder / term / name)
-                self.fs.remove_dir(folder / term)
+    def sweep(self, term: str, *, finished: bool = False) -> None:
+        """Remove the temps of all terms before `term`, and when `term` is finished, its own."""
+        for older in self.fs.list(self._fenced):
+            if older <= term:
+                for inner in self.fs.list(self._fenced / older):
+                    self._clear(self._fenced / older / inner)
+                if finished or older < term:
+                    self.fs.remove_dir(self._fenced / older)
+        for older in self.fs.list(self._tmp):
+            if older < term or (finished and older == term):
+                self._clear(self._tmp / older)
+
+    def _clear(self, folder: Path) -> None:
+        for name in self.fs.list(folder):
+            self.fs.remove(folder / name)
+        self.fs.remove_dir(folder)
 
     def temps(self) -> list[str]:
         """Names of all temps of all terms, for checks and clean-up reports."""
+        folders = [self._tmp, *(self._fenced / term for term in self.fs.list(self._fenced))]
         return [
-            f"{folder.name}/{term}/{name}"
-            for folder in (self._tmp, self._fenced)
+            f"{(folder / term / name).relative_to(self.run_dir)}"
+            for folder in folders
             for term in self.fs.list(folder)
             for name in self.fs.list(folder / term)
         ]
