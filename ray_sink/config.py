@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -70,10 +70,12 @@ class WriterOptions:
         Raises:
             ConfigError: a field is out of range.
         """
-        _at_least("WriterOptions.per_node", self.per_node, 1)
-        _at_least("WriterOptions.threads", self.threads, 1)
+        _count("WriterOptions.per_node", self.per_node, 1)
+        _count("WriterOptions.threads", self.threads, 1)
         _at_least("WriterOptions.num_cpus", self.num_cpus, 0)
         _at_least("WriterOptions.memory_bytes", self.memory_bytes, 0)
+        _mapping("WriterOptions.resources", self.resources)
+        _mapping("WriterOptions.label_selector", self.label_selector)
         if self.temp_dir is not None and not Path(self.temp_dir).is_absolute():
             raise ConfigError(f"WriterOptions.temp_dir must be absolute, got {self.temp_dir!r}")
 
@@ -111,14 +113,15 @@ class UploadOptions:
             ConfigError: a field is out of range, or ``storage_options`` holds a secret.
         """
         _one_of("UploadOptions.engine", self.engine, ("auto", "obstore", "fsspec"))
-        _at_least("UploadOptions.uploaders", self.uploaders, 1)
-        _at_least("UploadOptions.concurrency", self.concurrency, 1)
+        _count("UploadOptions.uploaders", self.uploaders, 1)
+        _count("UploadOptions.concurrency", self.concurrency, 1)
         _at_least("UploadOptions.buffer_bytes", self.buffer_bytes, MiB)
         _at_least("UploadOptions.multipart_above_bytes", self.multipart_above_bytes, 5 * MiB)
         if self.credentials is not None and not _DOTTED.fullmatch(self.credentials):
             raise ConfigError(
                 f"UploadOptions.credentials must look like 'package.module:function', got {self.credentials!r:.60}"
             )
+        _mapping("UploadOptions.storage_options", self.storage_options)
         refuse_secrets(self.storage_options)
 
 
@@ -150,7 +153,7 @@ class Limits:
         """
         if self.object_store_bytes is not None:
             _at_least("Limits.object_store_bytes", self.object_store_bytes, 1 * MiB)
-        _at_least("Limits.inflight_outputs", self.inflight_outputs, 1)
+        _count("Limits.inflight_outputs", self.inflight_outputs, 1)
         _at_least("Limits.temp_bytes", self.temp_bytes, 1 * MiB)
         _at_least("Limits.staging_bytes", self.staging_bytes, 1 * MiB)
         _at_least("Limits.drain_s", self.drain_s, 0)
@@ -181,15 +184,33 @@ def refuse_secrets(options: Mapping[str, object], where: str = "storage_options"
                 " uploader its credentials by environment variables, a profile or workload identity, or name a"
                 " function that returns them: UploadOptions(credentials='module:function')"
             )
-        if isinstance(value, Mapping):
-            refuse_secrets(value, f"{where}[{name!r}]")
-        elif isinstance(value, str) and re.search(r"://[^/@\s]+:[^/@\s]*@", value):
-            raise ConfigError(f"{where}[{name!r}] is a URL with a password in it; see UploadOptions.credentials")
+        _refuse_inside(value, f"{where}[{name!r}]")
+
+
+def _refuse_inside(value: object, where: str) -> None:
+    if isinstance(value, Mapping):
+        refuse_secrets(value, where)
+    elif isinstance(value, str):
+        if re.search(r"://[^/@\s]+:[^/@\s]*@", value):
+            raise ConfigError(f"{where} is a URL with a password in it; see UploadOptions.credentials")
+    elif isinstance(value, Sequence):
+        for index, part in enumerate(value):
+            _refuse_inside(part, f"{where}[{index}]")
 
 
 def _at_least(name: str, value: object, least: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
         raise ConfigError(f"{name} must be a number of at least {least}, got {value!r}")
+
+
+def _count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be an int of at least {least}, got {value!r}")
+
+
+def _mapping(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a mapping, got {type(value).__name__}")
 
 
 def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
