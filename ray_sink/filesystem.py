@@ -106,35 +106,45 @@ class PosixFilesystem:
             try:
                 os.link(temp, path)
             except FileExistsError:
-                raise
+                # NFS repeats a request whose reply was lost, and then meets the link it has made
+                if not os.path.samestat(temp.lstat(), path.lstat()):
+                    raise
             except OSError as error:
                 # no hard links here (FAT, some FUSE): exclusive create is what is left
                 if not _unsupported(error):
                     raise
-                file = self.create(path)
-                try:
-                    file.write(data)
-                    file.sync()
-                finally:
-                    file.close()
+                self._fill(path, data, sync=True)
         finally:
             self.remove(temp)
         self.sync_dir(path.parent)
 
     def replace_with(self, path: Path, data: bytes) -> None:
         """See `Filesystem.replace_with`."""
-        os.replace(self._written(path, data, sync=False), path)
+        temp = self._written(path, data, sync=False)
+        try:
+            os.replace(temp, path)
+        except OSError:
+            self.remove(temp)
+            raise
 
     def _written(self, path: Path, data: bytes, *, sync: bool) -> Path:
         temp = path.parent / f".{path.name}.{os.urandom(6).hex()}"
-        file = self.create(temp)
-        try:
-            file.write(data)
-            if sync:
-                file.sync()
-        finally:
-            file.close()
+        self._fill(temp, data, sync=sync)
         return temp
+
+    def _fill(self, path: Path, data: bytes, *, sync: bool) -> None:
+        """Create `path` exclusively with `data`; after an error it is gone again."""
+        file = self.create(path)
+        try:
+            try:
+                file.write(data)
+                if sync:
+                    file.sync()
+            finally:
+                file.close()
+        except OSError:
+            self.remove(path)
+            raise
 
     def read(self, path: Path) -> bytes:
         """See `Filesystem.read`."""

@@ -72,7 +72,7 @@ class Staging:
                 for chunk in chunks:
                     checksum.update(chunk)
                     file.write(chunk)
-                    size += len(chunk)
+                    size += memoryview(chunk).nbytes
                 file.sync()
             finally:
                 file.close()
