@@ -42,7 +42,10 @@ def begin_life(staging: Staging, info: RunInfo, epoch: int) -> Life:
         raise RunError(f"the ledger of run {info.run_id!r} was started {lives} times: see why it ends, then run again")
     term = term_name(epoch, lives + 1)
     journal = Journal(fs, staging.journal_dir / term)
-    staging.begin_term(term)
+    try:
+        staging.begin_term(term)
+    except FileNotFoundError as error:
+        raise RunFencedError(f"run {info.run_id!r} was taken over, and cleared up, while its ledger started") from error
     if max(fs.list(staging.journal_dir)) > term:
         raise RunFencedError(f"run {info.run_id!r} was taken over while its ledger started")
     # only now: what a fenced ledger still writes cannot be published any more

@@ -244,7 +244,7 @@ class Staging:
                 for inner in self.fs.list(self._fenced / older):
                     self._clear(self._fenced / older / inner)
                 if finished or older < term:
-                    self.fs.remove_dir(self._fenced / older)
+                    self._remove_dir_quietly(self._fenced / older)
         for older in self.fs.list(self._tmp):
             if older < term or (finished and older == term):
                 self._clear(self._tmp / older)
@@ -252,7 +252,14 @@ class Staging:
     def _clear(self, folder: Path) -> None:
         for name in self.fs.list(folder):
             self.fs.remove(folder / name)
-        self.fs.remove_dir(folder)
+        self._remove_dir_quietly(folder)
+
+    def _remove_dir_quietly(self, folder: Path) -> None:
+        try:
+            self.fs.remove_dir(folder)
+        except OSError:
+            # an older life that wakes up may still move something in; it is swept next time
+            return
 
     def temps(self) -> list[str]:
         """Names of all temps of all terms, for checks and clean-up reports."""
