@@ -1,0 +1,117 @@
+"""One rich run, with something going wrong at each of its operations in turn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from tests.model.script import Process
+from tests.model.world import World, chooser
+
+EVERY = 1 if os.environ.get("MODEL_SCHEDULES") else 12
+"""Without the option, each twelfth operation; which ones depends on what goes wrong and where."""
+
+
+def scenario(world: World) -> None:
+    """Batches, SPLIT outputs, retries with the same and with other bytes, uploads, a restart, a takeover, a seal.
+
+    Whoever is gone when his turn comes is passed over.
+    """
+    world.take_over()
+    if not world.lives:
+        return
+    first = world.lives[-1]
+    world.write(first, [("a", ("b", "c"), 0), ("d/e", (), 0)]).run()
+    half = world.write(first, [("d/f", ("b", "c"), 0), ("g", (), 0)])
+    half.run(5)  # three files staged, synced, decided …
+    world.write(first, [("d/e", (), 0), ("a", ("b", "c"), 1), ("h", (), 1)]).run()
+    if world.info.dest is not None:
+        upload = world.upload(first, instead_of_the_last=True)
+        upload.run(2)
+        world.upload(first, instead_of_the_last=True).run()
+        upload.run()
+    world.restart_ledger(world.drivers[-1], kill=False)
+    half.run()  # … and published only after the ledger's next life has begun
+    second = world.lives[-1]
+    world.write(second, [("g", (), 2), ("a_b", (), 0), ("i", (), 0)]).run(4)  # `i` is staged, its writer sleeps
+    world.guarded(lambda: second.call(second.ledger.publish_rest))
+    world.take_over()
+    third = world.lives[-1]
+    world.write(third, [("i", (), 1), ("d/e", (), 1)]).run()
+    if world.info.dest is not None:
+        world.upload(third, instead_of_the_last=True).run()
+        world.upload(third, instead_of_the_last=True).run()
+    world.guarded(world.drivers[-1].seal)
+
+
+def kill(world: World) -> Callable[[Process], None]:
+    return Process.kill
+
+
+def cut_power(seed: int) -> Callable[[World], Callable[[Process], None]]:
+    return lambda world: lambda process: world.power_cut(chooser(seed))
+
+
+def be_taken_over(*, steps: int, seal: bool) -> Callable[[World], Callable[[Process], None]]:
+    """The process sleeps while another driver takes over and works up to a point."""
+
+    def make(world: World) -> Callable[[Process], None]:
+        def meanwhile(process: Process) -> None:
+            world.script.note(f"{process.name} falls asleep")
+            world.take_over()
+            if world.lives:
+                life = world.lives[-1]
+                world.write(life, [("new", ("b", "c"), 5), ("i", (), 5)]).run(steps)
+                world.write(life, [("d/e", (), 7), ("g", (), 7)]).run()
+                if world.info.dest is not None:
+                    world.upload(life, instead_of_the_last=True).run(steps)
+            if seal and world.drivers:
+                world.guarded(world.drivers[-1].seal)
+            world.script.note(f"{process.name} wakes up")
+
+        return meanwhile
+
+    return make
+
+
+FAULTS: dict[str, Callable[[World], Callable[[Process], None]]] = {
+    "process dies": kill,
+    "power cut, all lost": cut_power(0),
+    "power cut, all kept": cut_power(1),
+    "power cut, some lost": cut_power(2),
+    "taken over, decided": be_taken_over(steps=5, seal=False),
+    "taken over, published": be_taken_over(steps=1000, seal=False),
+    "taken over, sealed": be_taken_over(steps=1000, seal=True),
+}
+
+
+def play(with_store: bool, at: int, fault: Callable[[World], Callable[[Process], None]]) -> World:
+    world = World(with_store=with_store)
+    world.script.plan[at] = fault(world)
+    try:
+        scenario(world)
+        if at:
+            assert world.script.fired == 1
+        world.finish()
+    except BaseException as error:
+        error.add_note(world.script.told())
+        raise
+    return world
+
+
+@pytest.mark.parametrize("with_store", [False, True], ids=["folder", "store"])
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_run_survives_this_at_every_operation(name: str, with_store: bool) -> None:
+    undisturbed = World(with_store=with_store)
+    scenario(undisturbed)
+    assert undisturbed.check_sealed()
+    assert len(undisturbed.record.receipts) >= 4
+    begin = 1 + (list(FAULTS).index(name) + with_store) % EVERY
+    for at in range(begin, undisturbed.script.ops + 1, EVERY):
+        try:
+            play(with_store, at, FAULTS[name])
+        except BaseException as error:
+            error.add_note(f"{name} at operation {at} of {undisturbed.script.ops}")
+            raise
