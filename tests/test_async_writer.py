@@ -511,16 +511,21 @@ def test_a_program_that_forgets_to_close_still_writes_what_it_was_given(tmp_path
     code = f"""
 import torch
 from ray_sink.async_writer import AsyncWriter
-writer = AsyncWriter({str(tmp_path)!r}, workers=1)
-for n in range(20):
-    writer.write("same", torch.full(({LARGE},), float(n)))
+from ray_sink.config import DictMode
+writer = AsyncWriter({str(tmp_path)!r}, dict_mode=DictMode.SPLIT, workers=1)
+for n in range(10):
+    tensor = torch.full(({LARGE},), float(n))
+    writer.write("same", {{"x": tensor, "y": tensor}})
+    writer.write("same_x", tensor)
+    writer.write("same_y", tensor + 100)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-    assert first(load(tmp_path / "same.pt")) == 19
+    assert first(load(tmp_path / "same_x.pt")) == 9
+    assert first(load(tmp_path / "same_y.pt")) == 109
 
 
 def test_a_killed_process_leaves_no_torn_file_under_a_final_name(tmp_path: Path) -> None:
-    """SIGKILL in the middle of overwriting: every file under a final name is one of the whole ones."""
+    """SIGKILL while it overwrites: every file under a final name is one of the whole ones."""
     code = f"""
 import torch
 from ray_sink.async_writer import AsyncWriter
@@ -532,22 +537,59 @@ while True:
     if n == 8:
         print("go", flush=True)
 """
-    chance = random.Random(7)
-    for _ in range(2):
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"go\n"
-            # where in a write it dies is chance; that it dies while writing is not
-            for _ in range(chance.randrange(40)):
-                os.listdir(tmp_path)
-            process.send_signal(signal.SIGKILL)
-        finals = [name for name in files(tmp_path) if not name.startswith(".tmp-")]
-        assert set(finals) == {f"k{n}.pt" for n in range(3)}
-        for name in finals:
-            tensor = load(tmp_path / name)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"go\n"
+        until(lambda: len([name for name in files(tmp_path) if name.endswith(".pt")]) == 3)
+        process.send_signal(signal.SIGKILL)
+    finals = [name for name in files(tmp_path) if not name.startswith(".tmp-")]
+    assert finals == ["k0.pt", "k1.pt", "k2.pt"]
+    for name in finals:
+        tensor = load(tmp_path / name)
+        assert isinstance(tensor, Tensor)
+        assert tensor.shape == (500_000,)
+        assert len(tensor.unique()) == 1
+
+
+@pytest.mark.parametrize("moment", ["half written", "before the name"])
+def test_whenever_a_process_is_killed_the_older_file_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The two moments that matter, each hit exactly, in a forked process that kills itself there."""
+
+    class Dying(Gated):
+        def encode(self, value: Value, file: BinaryIO) -> Sequence[str]:
+            file.write(b"to")
+            file.flush()
+            if moment == "half written":
+                os.kill(os.getpid(), signal.SIGKILL)
+            file.write(b"rn")
+            return ()
+
+    (tmp_path / "x.n").write_text("whole")
+    child = os.fork()
+    if child == 0:
+        try:
+            monkeypatch.setattr(os, "replace", lambda *paths: os.kill(os.getpid(), signal.SIGKILL))
+            AsyncWriter(tmp_path, Dying()).write("x", small(1))
+        finally:
+            os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert (tmp_path / "x.n").read_text() == "whole"
+
+
+def test_readers_see_whole_files_while_they_are_overwritten(tmp_path: Path) -> None:
+    paths: queue.Queue[Path] = queue.Queue()
+    with AsyncWriter(tmp_path, SaveFormat.NUMPY_NPY, upload_queue=paths) as writer:
+        writer.write("x", torch.zeros(500_000))
+        assert paths.get(timeout=30) == tmp_path / "x.npy"
+        for n in range(30):
+            writer.write("x", torch.full((500_000,), float(n)))
+        while paths.qsize() < 30:
+            tensor = load(tmp_path / "x.npy")
             assert isinstance(tensor, Tensor)
             assert tensor.shape == (500_000,)
-            assert len(tensor.unique()) == 1
+            assert tensor.min() == tensor.max()
 
 
 def test_giving_up_ones_place_lets_the_others_through() -> None:

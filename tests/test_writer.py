@@ -180,6 +180,54 @@ def test_when_the_ledger_is_asked_every_file_is_complete_and_none_has_its_name(b
     assert final_files(tmp_path / "staging") == ["k_u.pt", "k_v.pt"]
 
 
+class Recording(PosixFilesystem):
+    """Writes down what is made durable, and when."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+
+    def sync_dir(self, path: Path) -> None:
+        self.steps.append(f"sync {path.name}")
+        super().sync_dir(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.steps.append(f"rename {target.name}")
+        super().rename(source, target)
+
+
+def test_the_order_of_durable_steps_is_the_one_that_loses_nothing(book: Book, staging: Staging) -> None:
+    """Names of temps synced once a batch, then the decision, then the final names, synced, then the ledger is told."""
+    fs = Recording()
+    staging.fs = fs
+    decide, published = book.decide, book.published
+
+    def deciding(proposals: Sequence[Proposal]) -> list[Decision]:
+        fs.steps.append("decide")
+        return decide(proposals)
+
+    def telling(attempts: Sequence[tuple[str, str]]) -> None:
+        fs.steps.append("published")
+        published(attempts)
+
+    book.decide, book.published = deciding, telling  # type: ignore[method-assign]
+    with a_writer(book) as writer:
+        for result in writer.write_batch([Output("a", torch.zeros(1), "a1"), Output("b", torch.zeros(1), "a2")]):
+            good(result)
+    assert fs.steps == [f"sync {TERM}", "decide", "rename a.pt", "rename b.pt", "sync staging", "published"]
+
+
+def test_temps_that_cannot_be_made_durable_are_not_proposed(book: Book, staging: Staging) -> None:
+    class Broken(Recording):
+        def sync_dir(self, path: Path) -> None:
+            raise OSError(5, "Input/output error")
+
+    staging.fs = Broken()
+    (result,) = a_writer(book).write_batch([Output("k", torch.zeros(1), "a1")])
+    assert "'k'" in str(bad(result, StagingError))
+    assert book.temps_at_decision == []
+    assert staging.temps() == []
+
+
 def test_one_bad_output_does_not_sink_its_batch(book: Book, tmp_path: Path) -> None:
     def fault(tensor: Tensor) -> None:
         if tensor.sum() == 3:
