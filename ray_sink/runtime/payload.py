@@ -66,7 +66,8 @@ def as_tensor(value: object, what: str) -> torch.Tensor:
     """
     if isinstance(value, torch.Tensor):
         return value
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray | np.generic):
+        value = np.asarray(value)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             try:

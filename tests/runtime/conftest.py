@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import ray_sink
 from ray_sink import Limits, Sink, UploadOptions
@@ -73,11 +72,6 @@ def make_run(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     if kind == "folder":
         return Run(str(tmp_path / "dest"), staging, UploadOptions(), UploadOptions())
     return Run(None, staging, UploadOptions(), UploadOptions())
-
-
-def field(seed: int, size: int = 1000) -> torch.Tensor:
-    """Outputs that can be told apart."""
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
 def pids_of(shell: str) -> list[int]:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from ray_sink import State, WriterOptions
-from tests.runtime.conftest import Run, field, kill, pids_of
+from tests.fields import field
+from tests.runtime.conftest import Run, kill, pids_of
 from tests.waiting import until
 
 N = 40
@@ -57,7 +58,7 @@ import sys
 from pathlib import Path
 import ray
 from ray_sink import Limits, Sink
-from tests.runtime.conftest import field
+from tests.fields import field
 
 ray.init(address=sys.argv[1], log_to_driver=False)
 dest, staging, start, stop, mark = sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), Path(sys.argv[6])

@@ -32,7 +32,8 @@ from ray_sink.errors import (
     StagingError,
     UnsupportedValueError,
 )
-from tests.runtime.conftest import LIMITS, Run, field
+from tests.fields import field
+from tests.runtime.conftest import LIMITS, Run
 
 
 def test_outputs_arrive_byte_for_byte_and_are_sealed(run: Run) -> None:
@@ -106,7 +107,9 @@ def test_outputs_are_read_by_others(folder_run: Run, tmp_path: Path) -> None:
         assert torch.equal(file.get_tensor("a"), field(1))
         assert file.get_tensor("b").dtype == torch.bfloat16
     files = f"{folder_run.dest}/_ray_sink/*/manifest-*.parquet"
-    rows = duckdb.sql(f"select key, state, len(files), files[1].bytes from read_parquet('{files}') order by key")
+    rows = duckdb.connect().execute(
+        f"select key, state, len(files), files[1].bytes from read_parquet('{files}') order by key"
+    )
     assert [row[:3] for row in rows.fetchall()] == [("odd ü#?%", "uploaded", 1), ("x", "uploaded", 1)]
 
 
