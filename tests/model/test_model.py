@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
+import pytest
 from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
@@ -21,6 +22,7 @@ from tests.model.world import World, chooser
 T = TypeVar("T")
 
 MANY = int(os.environ.get("MODEL_SCHEDULES", "0"))
+pytestmark = pytest.mark.timeout(0 if MANY else 300)
 
 # keys whose files meet: `a` split into `b` is the file of `a_b`; `a_b.bin` is in the way of a folder of that name
 KEYS = ("a", "a_b", "d/e", "d/f", "a_b.bin/g")
@@ -49,17 +51,26 @@ class Schedules(RuleBasedStateMachine):
         self.world.take_over()
 
     def driver(self, number: int) -> Driver | None:
-        return nth(self.world.drivers, number) if self.world.drivers else None
+        self.somebody_runs_it()
+        alive = [driver for driver in self.world.drivers if driver.process.alive]
+        return nth(alive, number) if alive else None
 
     def life(self, number: int) -> Life | None:
-        return nth(self.world.lives, number) if self.world.lives else None
+        self.somebody_runs_it()
+        alive = [life for life in self.world.lives if life.process.alive]
+        return nth(alive, number) if alive else None
+
+    def somebody_runs_it(self) -> None:
+        """Where nobody is left there is nothing to see: the script is started again."""
+        if not any(life.process.alive for life in self.world.lives):
+            self.world.take_over()
 
     def later(self, operations: int, what: Callable[[Process], None]) -> None:
         self.world.script.plan[self.world.script.ops + operations] = what
 
     # -- work --------------------------------------------------------------------------------------------------------
 
-    @rule(life=newest_first, batch=batches, steps=st.integers(0, 12))
+    @rule(life=newest_first, batch=batches, steps=st.integers(0, 12) | st.just(100))
     def write(self, life: int, batch: list[tuple[str, tuple[str, ...], int]], steps: int) -> None:
         if (found := self.life(life)) is not None:
             self.world.write(found, batch).run(steps)
@@ -92,14 +103,21 @@ class Schedules(RuleBasedStateMachine):
 
     # -- new lives ---------------------------------------------------------------------------------------------------
 
-    @rule()
-    def take_over(self) -> None:
+    @rule(zombies=st.integers(0, 3))
+    def take_over(self, zombies: int) -> None:
         self.world.take_over()
+        self.go_on(zombies)
 
-    @rule(driver=newest_first, kill=st.booleans())
-    def restart_ledger(self, driver: int, kill: bool) -> None:
+    @rule(driver=newest_first, kill=st.booleans(), zombies=st.integers(0, 3))
+    def restart_ledger(self, driver: int, kill: bool, zombies: int) -> None:
         if (found := self.driver(driver)) is not None:
             self.world.restart_ledger(found, kill=kill)
+        self.go_on(zombies)
+
+    def go_on(self, zombies: int) -> None:
+        """Writers of older lives come to their end only now."""
+        for writing in self.world.writings[::-1][:zombies]:
+            writing.run()
 
     # -- faults ------------------------------------------------------------------------------------------------------
 

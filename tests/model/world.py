@@ -157,7 +157,7 @@ class World:
         return [key for key in self.record.accepted() if key not in self.record.receipts]
 
     def finish(self) -> None:
-        """No more faults: run the script to its end, then let all zombies finish, then look."""
+        """No more faults: run the script to its end, let all zombies finish, cut the power, and look after each."""
         self.script.plan.clear()
         self.disk.faults.clear()
         self.bucket.fault = None
@@ -180,7 +180,10 @@ class World:
         if missing := set(self.unreceipted()) - set(self.record.refused):
             raise Violation(f"I1: accepted, and neither committed nor refused: {missing}")
         self.let_zombies_finish()
-        self.check_sealed()
+        if not self.check_sealed():
+            raise Violation("I5: _SUCCESS is gone")
+        # a sealed run needs nobody to come back and mend it
+        self.power_cut(conservative)
 
     def check_clean(self) -> None:
         temps = self.staging(Process("reader", observer=True)).temps()
