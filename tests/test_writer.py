@@ -427,23 +427,28 @@ def test_a_temp_dir_that_cannot_be_made_is_told_at_once(book: Book, tmp_path: Pa
 
 
 def test_local_temps_stay_within_their_budget_and_a_large_one_goes_alone(book: Book) -> None:
-    lock = threading.Lock()
-    running: set[int] = set()
-    together: list[set[int]] = []
+    opened = threading.Event()
+    entered: list[int] = []
 
     def fault(tensor: Tensor) -> None:
-        with lock:
-            running.add(tensor.numel())
-            together.append(set(running))
-        with lock:
-            running.discard(tensor.numel())
+        entered.append(tensor.numel())
+        assert opened.wait(30)
 
-    sizes = [100_000, 2_000_000, 100_001, 100_002]
-    with a_writer(book, file_format=Named(fault), threads=4, temp_bytes=2**21) as writer:
-        for result in writer.write_batch([Output(str(n), torch.zeros(n), f"a{n}") for n in sizes]):
-            good(result)
-    assert {2_000_000} in together
-    assert not any(len(group) > 1 for group in together if 2_000_000 in group)
+    writer = a_writer(book, file_format=Named(fault), threads=4, temp_bytes=2**20)
+    outputs = [Output(str(n), torch.zeros(n), f"a{n}") for n in (100_000, 100_001, 100_002, 1_000_000)]
+    results: list[Receipt | SinkError] = []
+    batch = threading.Thread(target=lambda: results.extend(writer.write_batch(outputs)))
+    publishing = writer._publishing
+    assert isinstance(publishing, DecidedPublishing)
+    with writer:
+        batch.start()
+        # two of 0.4 MB fit into 1 MiB; the third and the one of 4 MB wait
+        until(lambda: len(entered) == 2 and len(publishing._budget._waiting) == 2)
+        assert publishing._budget.used_bytes < 2**20
+        opened.set()
+        batch.join(30)
+    assert len([good(result) for result in results]) == 4
+    assert publishing._budget.used_bytes == 0
 
 
 def test_a_budget_is_first_come_first_served() -> None:
