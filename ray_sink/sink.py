@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import re
 import socket
 import time
 import uuid
@@ -16,13 +14,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ray_sink.config import Ack, DictMode, Limits, OnConflict, SaveFormat, UploadOptions, WriterOptions
-from ray_sink.errors import ConfigError, RunIncomplete, SinkClosedError, SinkError, StagingError
+from ray_sink.errors import ConfigError, RunIncomplete, SinkClosedError, SinkError
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.formats import resolve
 from ray_sink.keys import RESERVED
 from ray_sink.ledger import LedgerOptions, check_same_run
 from ray_sink.manifest import Seal, read_seal, seal
 from ray_sink.ownership import Claim, FolderPlace, Owner, Place, StorePlace, claim
+from ray_sink.places import checked_dest, checked_run_id, checked_staging
 from ray_sink.reading import Manifest, read_table
 from ray_sink.records import RunInfo, RunStatus
 from ray_sink.runtime.actors import Destination, RunActors, join_cluster
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from ray_sink.runtime.handle import SinkHandle
 
 _log = logging.getLogger("ray_sink")
-
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class Sink:
@@ -98,9 +95,9 @@ class Sink:
         if fingerprint is not None and not isinstance(fingerprint, str):
             raise ConfigError(f"fingerprint must be a str, got {type(fingerprint).__name__}")
         self._format = resolve(save_format)
-        root = _checked_staging(staging)
-        where = _checked_dest(dest, root)
-        self.run_id = _checked_run_id(run_id, where, root)
+        root = checked_staging(staging)
+        where = checked_dest(dest, root)
+        self.run_id = checked_run_id(run_id, where, root)
         self._info = RunInfo(
             run_id=self.run_id,
             dest=where,
@@ -351,65 +348,3 @@ def _checked_dict_mode(dict_mode: object) -> DictMode:
         return DictMode(str(dict_mode))
     except ValueError:
         raise ConfigError(f"dict_mode must be DictMode.SINGLE or DictMode.SPLIT, got {dict_mode!r}") from None
-
-
-def _checked_staging(staging: str | os.PathLike[str]) -> Path:
-    try:
-        root = Path(staging)
-    except TypeError:
-        raise ConfigError(f"staging must be the path of a folder, got {staging!r}") from None
-    if "://" in str(staging):
-        raise ConfigError(f"staging must be a folder on a mounted filesystem, not a URL: {str(staging)!r}")
-    if not root.is_dir():
-        raise StagingError(
-            f"there is no staging folder {root}: create it on a filesystem that all nodes mount, or name another"
-        )
-    root = root.resolve()
-    probe_dir = root / RESERVED
-    fs = PosixFilesystem()
-    name = f".probe-{uuid.uuid4().hex}"
-    try:
-        fs.make_dirs(probe_dir, below=root)
-        file = fs.create(probe_dir / name)
-        file.write(b"probe")
-        file.sync()
-        file.close()
-        fs.rename(probe_dir / name, probe_dir / f"{name}-renamed")
-        fs.sync_dir(probe_dir)
-        fs.remove(probe_dir / f"{name}-renamed")
-    except OSError as error:
-        raise StagingError(
-            f"the staging folder {root} cannot be used: {error}. It must be writable and take fsync and rename"
-        ) from error
-    return root
-
-
-def _checked_dest(dest: str | os.PathLike[str] | None, staging: Path) -> str | None:
-    if dest is None:
-        return None
-    if not isinstance(dest, str | os.PathLike) or not str(dest):
-        raise ConfigError(f"dest must be a URL, a folder or None, got {dest!r}")
-    text = str(dest)
-    scheme, found, rest = text.partition("://")
-    if found and re.search(r"^[^/]*:[^/]*@", rest):
-        raise ConfigError(
-            "dest carries credentials: give them to the uploader by environment, profile or"
-            " UploadOptions(credentials='module:function')"
-        )
-    if found and scheme not in ("file", "local"):
-        return text.rstrip("/")
-    folder = Path(rest if found else text).expanduser().resolve()
-    if folder == staging:
-        raise ConfigError(f"dest and staging are the same folder {folder}: say dest=None to keep outputs in staging")
-    if staging in folder.parents or folder in staging.parents:
-        raise ConfigError(f"dest {folder} and staging {staging} must not lie inside each other")
-    return str(folder)
-
-
-def _checked_run_id(run_id: str | None, dest: str | None, staging: Path) -> str:
-    if run_id is None:
-        named = hashlib.sha256(f"{dest} {staging}".encode())
-        return f"run-{named.hexdigest()[:16]}"
-    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
-        raise ConfigError(f"run_id must be 1 to 100 of A-Z a-z 0-9 . _ - and begin with a letter or digit: {run_id!r}")
-    return run_id
