@@ -49,7 +49,7 @@ class Seal:
         files: number of files.
         total_bytes: size of all files together, in bytes.
         verification: the weakest proof among the uploads; None where nothing was uploaded.
-        rows: rows that went in, came out and were skipped, in the datasets of the epoch that sealed.
+        rows: rows that went in, came out and were skipped, in the datasets of the last epoch that ran any.
         conflicts: how often the sink had to choose.
     """
 
