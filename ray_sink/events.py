@@ -104,6 +104,22 @@ class UploadFailed:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class BeatMissed:
+    """An owner could not move its counter on; it tries again.
+
+    Attributes:
+        epoch: the owner's epoch.
+        reason: the error's message.
+    """
+
+    NAME: ClassVar[str] = "beat_missed"
+    LEVEL: ClassVar[int] = logging.WARNING
+
+    epoch: int
+    reason: str
+
+
 def emit(event: Event, logger: logging.Logger | None = None) -> None:
     """Log `event`; cheap where its level is off."""
     logger = logger or logging.getLogger(LOGGER_NAME)
