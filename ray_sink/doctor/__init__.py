@@ -1,0 +1,1 @@
+"""What an installation can promise, found by trying it: one module for each place that is looked at."""
