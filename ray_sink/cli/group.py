@@ -1,0 +1,61 @@
+"""The group of commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ray_sink import __version__
+from ray_sink.cli.diagnosing import doctor
+from ray_sink.cli.listing import ls
+from ray_sink.cli.uploading import upload
+from ray_sink.cli.verifying import verify
+from ray_sink.errors import ConfigError, InvalidKeyError, SinkError
+
+OK, NO, USAGE = 0, 1, 2
+
+
+class _No(click.ClickException):
+    exit_code = NO
+
+
+class _Misused(click.ClickException):
+    exit_code = USAGE
+
+
+class _Commands(click.Group):
+    """Says every error of ours, and of the operating system's, in one sentence."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ConfigError, InvalidKeyError) as error:
+            raise _Misused(_sentence(error)) from error
+        except (SinkError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise  # whoever read our output has enough; click ends quietly
+            raise _No(_sentence(error)) from error
+
+
+def _sentence(error: Exception) -> str:
+    return "; ".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, package_name="ray-sink")
+def main() -> None:
+    """Look after the runs of ray_sink, without a cluster.
+
+    \b
+    Exit codes of every command:
+      0  all is well
+      1  the answer is no: something is missing, failed, or cannot hold
+      2  the command was used wrongly; nothing was touched
+
+    Errors are one sentence on standard error. With --json, standard output is one JSON document.
+    """  # noqa: D301 - click wants the character
+
+
+for _command in (ls, verify, upload, doctor):
+    main.add_command(_command)

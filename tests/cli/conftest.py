@@ -1,0 +1,53 @@
+"""The command as a process in which ray cannot be imported, and as a call."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ray_sink.cli import main
+
+_NO_RAY = "import sys; sys.modules['ray'] = None; from ray_sink.cli import main; main(prog_name='ray-sink')"
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def run(*arguments: object) -> Answer:
+    """The command in a process of its own, where ``import ray`` raises."""
+    command = [sys.executable, "-c", _NO_RAY, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def call(*arguments: object) -> Answer:
+    """The command in this process."""
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Answer(done.exit_code, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Path:
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    return folder
