@@ -151,6 +151,10 @@ class RunActors:
         uploaders = destination.uploaders if destination is not None else []
         self._serving = [uploader.serve.remote(self.coordinator, index) for index, uploader in enumerate(uploaders)]
         self._steward = Steward(spec, self.coordinator)
+        cluster = placement.nodes()
+        if cluster.alive == {cluster.head}:
+            # producers can only be here: their writers start while the producers do
+            self.coordinator.writers.remote(cluster.head)
         self._heart = Heart(claim, self.coordinator, spec.limits.takeover_s)
 
     def handle(self, *, needs_goodbye: bool = True) -> SinkHandle:

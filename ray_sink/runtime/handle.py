@@ -213,6 +213,19 @@ class SinkHandle:
 
     # -- the way to the writer ---------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Have a writer started for this node, beside what the caller does next; what fails is said by the first write.
+
+        Without it the first write waits for the writer's process to come up.
+        """
+        threading.Thread(target=self._prepare, name="ray_sink-prepare", daemon=True).start()
+
+    def _prepare(self) -> None:
+        try:
+            self._connect()
+        except (SinkError, RayError):
+            return  # the first write connects again, and raises
+
     def _connect(self) -> _Connection:
         with self._connecting:
             if self._connection is None:

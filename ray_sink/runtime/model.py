@@ -74,6 +74,7 @@ class SinkStage:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         model = self.spec.model
+        self.spec.handle.prepare()  # a writer starts while the model loads
         self._asynchronous = is_async(model)
         self._thread = ModelThread(
             lambda: model(*args, **kwargs) if inspect.isclass(model) else model, asynchronous=self._asynchronous

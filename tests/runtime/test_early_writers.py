@@ -1,0 +1,37 @@
+"""The first output must not wait for a process to start."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+import ray._private.state
+import torch
+
+from ray_sink.errors import SinkClosedError
+from tests.runtime.conftest import Run
+from tests.waiting import until
+
+
+def writers_alive() -> int:
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    actors = ray._private.state.actors(job_id=job, actor_state_name="ALIVE").values()
+    return sum(actor["ActorClassName"].endswith("WriterShell") for actor in actors)
+
+
+def test_on_a_single_node_a_writer_starts_with_the_sink(folder_run: Run) -> None:
+    with folder_run.sink():
+        until(lambda: writers_alive() == 1, deadline_s=60)
+
+
+def test_a_handle_that_prepares_is_connected_before_it_writes(folder_run: Run) -> None:
+    with folder_run.sink() as sink, sink.handle() as handle:
+        handle.prepare()
+        until(lambda: handle._connection is not None, deadline_s=60)
+
+
+def test_a_handle_that_prepares_in_vain_says_so_when_it_writes(folder_run: Run) -> None:
+    with folder_run.sink() as sink:
+        handle = sink.handle()
+    handle.prepare()
+    with pytest.raises(SinkClosedError):
+        handle.write("a", torch.zeros(1))
