@@ -142,32 +142,36 @@ def demo(given: argparse.Namespace, place: str, staging: Path) -> list[Run]:
         f"{len(work)} tiles of {len({tile.photo for tile in work})} photographs, {given.actors} model actor(s) on"
         f" {'GPU' if gpus else 'CPU'}, into {place}"
     )
+    ds = dataset(work)
     with Steps(console) as steps:
-        direct = run_direct(work, f"{place}/direct", pool, steps)
-        sink = run_sink(work, f"{place}/sink", staging, given.writer_resource, pool, steps)
-        check(work, f"{place}/direct", f"{place}/sink", direct, sink, pool, steps)
+        direct = run_direct(ds, len(work), f"{place}/direct", pool, steps)
+        sink = run_sink(ds, len(work), f"{place}/sink", staging, given.writer_resource, pool, steps)
+        check(ds, len(work), direct, sink, pool, steps)
     console.print(table([direct, sink], len(work)))
     console.print(conclusion(direct, sink))
 
     key = work[-1].key
-    value = ray_sink.open(f"{place}/sink").load(key)
+    value = ray_sink.open(sink.dest).load(key)
     assert isinstance(value, torch.Tensor)
-    console.print(f"ray_sink.open({place + '/sink'!r}).load({key!r}) → {tuple(value.shape)} {value.dtype}")
+    console.print(f"ray_sink.open({sink.dest!r}).load({key!r}) → {tuple(value.shape)} {value.dtype}")
     return [direct, sink]
 
 
 def dataset(work: list[Tile]) -> ray.data.Dataset:
+    """The tiles, read beforehand: what is measured is saving. A block is a batch."""
     blocks = max(1, len(work) // _BATCH)
-    return ray.data.from_items([asdict(tile) for tile in work], override_num_blocks=blocks).map(read)
+    rows = ray.data.from_items([asdict(tile) for tile in work], override_num_blocks=blocks)
+    made: ray.data.Dataset = rows.map(read).materialize()
+    return made
 
 
-def run_direct(work: list[Tile], dest: str, pool: dict[str, Any], steps: Steps) -> Run:
+def run_direct(ds: ray.data.Dataset, total: int, dest: str, pool: dict[str, Any], steps: Steps) -> Run:
     """As it is done today: a save and a put in each call of the model."""
-    run = Run("saved in the model's actor")
-    show = steps.begin("1 of 3, saved in the model's actor", len(work))
+    run = Run("saved in the model's actor", dest)
+    show = steps.begin("1 of 3, saved in the model's actor", total)
     start = time.monotonic()
     rows = []
-    for row in dataset(work).map_batches(SavingFeatures, fn_constructor_args=(dest,), **pool).iter_rows():
+    for row in ds.map_batches(SavingFeatures, fn_constructor_args=(dest,), **pool).iter_rows():
         rows.append(row)
         show(len(rows))
     run.clock(rows, start, time.monotonic())
@@ -175,29 +179,36 @@ def run_direct(work: list[Tile], dest: str, pool: dict[str, Any], steps: Steps) 
 
 
 def run_sink(
-    work: list[Tile], dest: str, staging: Path, writer_resource: str | None, pool: dict[str, Any], steps: Steps
+    ds: ray.data.Dataset,
+    total: int,
+    dest: str,
+    staging: Path,
+    writer_resource: str | None,
+    pool: dict[str, Any],
+    steps: Steps,
 ) -> Run:
     """The same job, with the sink; one of its writers is killed when half of the outputs are accepted."""
-    run = Run("through the sink")
-    show = steps.begin("2 of 3, through the sink", len(work))
+    run = Run("through the sink", dest)
+    show = steps.begin("2 of 3, through the sink", total)
     staging.mkdir(parents=True, exist_ok=True)
-    writers = WriterOptions(resources={writer_resource: 1.0} if writer_resource else {})
+    # two of them: while a new one takes the killed one's place, the other goes on, and the model need not wait
+    writers = WriterOptions(per_node=2, resources={writer_resource: 1.0} if writer_resource else {})
     start = time.monotonic()
     with Sink(dest, staging=staging, fingerprint=FINGERPRINT, writers=writers) as sink:
         before = accepted(sink)
 
         def kill(aimed: Callable[[], int]) -> None:
             run.killed_at = accepted(sink)
-            console.print(f"killing a writer after {run.killed_at} of {len(work)} outputs; Ray says that a worker died")
+            console.print(f"killing a writer after {run.killed_at} of {total} outputs; Ray says that a worker died")
             run.killed_pid = aimed()
 
-        with watched(lambda: accepted(sink), before, len(work), kill, show):
-            receipts = sink.run(dataset(work), Features, key=KEY, columns="features", **pool)
+        with watched(lambda: accepted(sink), before, total, kill, show):
+            receipts = sink.run(ds, Features, key=KEY, columns="features", **pool)
     run.clock(receipts.iter_rows(), start, time.monotonic())
     show(len(sink.manifest))
     if before:
         console.print(f"{before} outputs were there from an earlier try and were not computed again")
-    if run.killed_pid is None and len(work) - before > 1:
+    if run.killed_pid is None and total - before > 1:
         raise RuntimeError("no writer was killed: the run was over before half of its outputs were seen")
     return run
 
@@ -225,7 +236,7 @@ def watched(
         aimed: Callable[[], int] | None = None
         killed = False
         try:
-            while not over.wait(0.1):
+            while not over.wait(0.2):
                 now = count()
                 show(now)
                 if now > before and aimed is None:
@@ -247,18 +258,15 @@ def watched(
         raise errors[0]
 
 
-def check(
-    work: list[Tile], direct_dest: str, sink_dest: str, direct: Run, sink: Run, pool: dict[str, Any], steps: Steps
-) -> None:
+def check(ds: ray.data.Dataset, total: int, direct: Run, sink: Run, pool: dict[str, Any], steps: Steps) -> None:
     """Compute every output anew and compare it with what is stored, in both places."""
-    show = steps.begin("3 of 3, computed anew and compared", len(work))
-    places = [direct_dest, sink_dest]
+    show = steps.begin("3 of 3, computed anew and compared", total)
     rows = []
-    for row in compare(dataset(work), places, **pool).iter_rows():
+    for row in compare(ds, [direct.dest, sink.dest], **pool).iter_rows():
         rows.append(row)
         show(len(rows))
-    direct.verdict = verdict(rows, 0, direct_dest)
-    sink.verdict = verdict(rows, 1, sink_dest, list(ray_sink.open(sink_dest).keys()))
+    direct.verdict = verdict(rows, 0, direct.dest)
+    sink.verdict = verdict(rows, 1, sink.dest, list(ray_sink.open(sink.dest).keys()))
 
 
 if __name__ == "__main__":

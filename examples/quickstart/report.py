@@ -16,6 +16,7 @@ class Run:
 
     Attributes:
         title: names it.
+        dest: where its outputs went.
         computed_s: seconds that the model was computing, all actors together.
         waited_s: seconds that it was not, between its first call's begin and its last one's end.
         wall_s: from before the first actor starts until every output is in the store.
@@ -27,6 +28,7 @@ class Run:
     """
 
     title: str
+    dest: str
     computed_s: float = 0.0
     waited_s: float = 0.0
     wall_s: float = 0.0
