@@ -32,6 +32,7 @@ ResultT = TypeVar("ResultT")
 Encode = Callable[[BinaryIO], None]
 
 _ATTEMPT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _CHUNK_BYTES = 4 * 2**20
 _IN_MEMORY_BYTES = 2**20
 
@@ -132,8 +133,7 @@ class _Beside:
 class ReplacePublishing:
     """A unique temp beside the final name, then ``os.replace``.
 
-    Readers see the old file or the new one, whole. Nothing is fsynced. A process that is killed can leave a temp,
-    ``.tmp-`` and hex digits without a suffix, and nothing else.
+    Readers see the old file or the new one, whole. Nothing is fsynced. A process that is killed can leave ``.tmp-…``.
 
     Args:
         root: the folder below which all files go; it exists. Symlinks below it are not followed.
@@ -149,12 +149,12 @@ class ReplacePublishing:
         temp = final.with_name(f".tmp-{os.urandom(5).hex()}")
         self._make_dirs(final.parent)
         try:
-            fd = self._create(temp)
+            fd = os.open(temp, _NEW_FILE, 0o666)
         except FileNotFoundError:
             # somebody cleared the folder away since we made it
             self._made.clear()
             self._make_dirs(final.parent)
-            fd = self._create(temp)
+            fd = os.open(temp, _NEW_FILE, 0o666)
         try:
             with os.fdopen(fd, "w+b") as file:
                 encode(file)
@@ -162,9 +162,6 @@ class ReplacePublishing:
             temp.unlink(missing_ok=True)
             raise
         return _Beside(temp, final)
-
-    def _create(self, temp: Path) -> int:
-        return os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
 
     def _make_dirs(self, folder: Path) -> None:
         if folder in self._made:
