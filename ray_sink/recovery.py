@@ -23,6 +23,7 @@ from ray_sink.filesystem import PosixFilesystem
 from ray_sink.ledger import Ledger, LedgerOptions
 from ray_sink.manifest import Seal, read_seal, seal
 from ray_sink.ownership import Claim, FolderPlace, Owner, Place, StorePlace, claim
+from ray_sink.places import checked_dest
 from ray_sink.records import MultipartUpload, RunInfo, RunStatus, UploadOutcome
 from ray_sink.staging import Staging
 from ray_sink.stores.base import Store
@@ -59,21 +60,14 @@ def journaled_run(root: Path, run_id: str, dest: str | None) -> RunInfo:
     Raises:
         RunError: the journal has no record yet.
         RunMismatchError: the run goes to another destination.
+        ConfigError: `dest` can be no run's destination.
     """
     info = read_book(PosixFilesystem(), root, run_id).info
     if info is None:
         raise RunError(f"run {run_id!r} has decided nothing yet: run the script again")
-    if dest is not None and _canonical(dest) != info.dest:
+    if dest is not None and checked_dest(dest, root) != info.dest:
         raise RunMismatchError(f"run {run_id!r} goes to {info.dest or 'its staging folder'}, and --dest is {dest}")
     return info
-
-
-def _canonical(dest: str) -> str:
-    """`dest` as a journal holds it: URLs without a last slash, folders resolved."""
-    scheme, found, rest = dest.partition("://")
-    if found and scheme not in ("file", "local"):
-        return dest.rstrip("/")
-    return str(Path(rest if found else dest).expanduser().resolve())
 
 
 class Recovery:

@@ -56,7 +56,10 @@ def doctor(
         raise click.UsageError("name --staging PATH, --dest URL or both")
     from ray_sink.doctor import installation, temp
     from ray_sink.doctor.findings import Verdict, verdicts
+    from ray_sink.places import checked_dest
 
+    if staging is not None:
+        checked_dest(dest, staging)  # what a Sink would refuse is refused here
     findings: list[Finding] = []
     if dest is not None:
         from ray_sink.doctor import destination

@@ -81,6 +81,13 @@ def test_a_destination_that_cannot_be_reached_is_a_no(monkeypatch: pytest.Monkey
     assert call("doctor").code == 2
 
 
+def test_a_destination_inside_the_staging_folder_is_refused_as_a_sink_does(staging: Path) -> None:
+    answer = call("doctor", "--staging", staging, "--dest", staging / "dest")
+    assert answer.code == 2
+    assert "inside each other" in answer.err
+    assert list(staging.iterdir()) == []
+
+
 def test_a_staging_folder_that_is_missing_or_closed_is_a_no(tmp_path: Path) -> None:
     answer = call("doctor", "--staging", tmp_path / "none", "--json")
     assert answer.code == 1
