@@ -15,7 +15,7 @@ from ray_sink.runtime.failing import own_error, unwrapped
 from ray_sink.runtime.keying import KeyTemplate, duplicate_error
 
 _HASH = "hash"
-_CHEAP_READS = ("ReadRange", "ReadParquet")
+_CHEAP_READS = ("ReadRange", "ReadParquet", "ReadFilesParquet")
 _NAMED = 20
 
 
@@ -69,4 +69,5 @@ def _is_cheap(ds: Dataset) -> bool:
     if isinstance(ds, MaterializedDataset):
         return True
     last = ds._logical_plan.dag
-    return not last.input_dependencies and last.name.startswith(_CHEAP_READS)
+    before = [operator.name for operator in last.input_dependencies]
+    return last.name.startswith(_CHEAP_READS) and before in ([], ["ListFiles"])

@@ -106,8 +106,7 @@ class Watch(ExecutionCallback):
 
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
         """A failure after the sink's operator has ended leaves nothing undone."""
-        lines = str(error).strip().splitlines() or [""]
-        self._report(executor, None if self._ended_by_itself else f"failed: {type(error).__name__}: {lines[-1]:.300}")
+        self._report(executor, None if self._ended_by_itself else f"failed: {_gist(error)}")
 
     def _report(self, executor: Any, reason: str | None) -> None:
         if self._operator is None and self._unknown is None:
@@ -122,6 +121,12 @@ class Watch(ExecutionCallback):
         elif dropped:
             reason = f"lost {dropped} block(s), which Ray Data dropped (DataContext.max_errored_blocks)"
         self.dataset.ended(rows_out, reason)
+
+
+def _gist(error: Exception) -> str:
+    """One line: the last of the first traceback that Ray has put into the text, which is where it began."""
+    began = str(error).partition("\n\nThe above exception was")[0].strip()
+    return (began.splitlines() or [type(error).__name__])[-1][:300]
 
 
 def watch(ds: Dataset, dataset: WatchedDataset) -> Dataset:

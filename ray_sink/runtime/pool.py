@@ -39,10 +39,11 @@ def _in_flight(strategy: ActorPoolStrategy, calls: int, context: DataContext) ->
     """How many tasks one actor may have.
 
     In a pool of fixed size the first actor to be ready would take twice as many tasks as it can run, and the others
-    would wait for work. A pool that grows does so at a ratio of tasks to calls that it must be able to reach.
+    would wait for work: it gets one beside those that run, so that the next call begins before Ray Data's scheduler has
+    seen the last one end. A pool that grows does so at a ratio of tasks to calls that it must be able to reach.
     """
     if strategy.min_size == strategy.max_size:
-        return calls
+        return calls + 1
     return max(calls, math.ceil(context.autoscaling_config.actor_pool_util_upscaling_threshold * calls))
 
 

@@ -16,10 +16,10 @@ def pool(**arguments: Any) -> Any:
     return pool_arguments(arguments, DataContext.get_current())["compute"]
 
 
-def test_a_pool_of_fixed_size_gives_an_actor_no_more_tasks_than_it_runs() -> None:
+def test_a_pool_of_fixed_size_gives_an_actor_one_task_more_than_it_runs() -> None:
     strategy = pool(compute=ActorPoolStrategy(size=2))
     assert strategy.max_concurrent_calls_per_actor == 4
-    assert strategy.max_tasks_in_flight_per_actor == 4
+    assert strategy.max_tasks_in_flight_per_actor == 5
 
 
 def test_a_pool_that_grows_gets_enough_tasks_to_grow() -> None:

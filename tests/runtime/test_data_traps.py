@@ -1,0 +1,175 @@
+"""What Ray Data 2.60 does to async models, and what the sink does about it."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from ray_sink import Sink
+from ray_sink.errors import RunIncomplete
+from tests.runtime.datasets import cases, doubling, open_sink, within
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def sink(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[Sink]:
+    sink = open_sink(tmp_path_factory.mktemp("staging"))
+    yield sink
+    with pytest.raises(RunIncomplete):
+        sink.close()
+
+
+def test_an_error_in_the_middle_of_a_block_before_the_model_is_raised_and_hangs_nobody(sink: Sink) -> None:
+    """Fused with the model it would hang for ever: the executor of async functions fails its own assertion."""
+
+    def upstream(given: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for start in range(0, 6, 2):
+            yield {"id": given["id"][start : start + 2]}
+        raise ZeroDivisionError("in the middle")
+
+    context = DataContext.get_current()
+    usual = context.target_max_block_size
+    context.target_max_block_size = 16  # an output of its own for every two rows
+    try:
+        ds = ray.data.from_items([{"id": i} for i in range(8)], override_num_blocks=1).map_batches(upstream)
+        with pytest.raises(Exception, match="in the middle"):
+            within(90, lambda: sink.run(ds, doubling(), key="middle/{id}", batch_size=2, concurrency=1))
+    finally:
+        context.target_max_block_size = usual
+
+
+def meeting(folder: Path, actors: int) -> type:
+    """A model whose calls wait until so many of its actors have been called."""
+
+    class Meeting:
+        def __call__(self, given: dict[str, Any]) -> dict[str, Any]:
+            import os
+            import time
+
+            (folder / str(os.getpid())).touch()
+            deadline = time.monotonic() + 120
+            while len(list(folder.iterdir())) < actors:
+                assert time.monotonic() < deadline, "one actor has all the blocks, and the others none"
+                time.sleep(0.05)
+            return {**given, "actor": [os.getpid()] * len(given["id"]), "p": np.ones((len(given["id"]), 3))}
+
+    return Meeting
+
+
+@pytest.mark.parametrize(
+    ("arguments", "blocks"),
+    [
+        ({"compute": ActorPoolStrategy(size=2)}, 8),
+        ({"concurrency": 2}, 8),
+        ({"concurrency": (1, 2)}, 16),
+    ],
+    ids=["fixed", "concurrency", "growing"],
+)
+def test_no_actor_takes_all_blocks_while_another_starts(
+    sink: Sink, tmp_path: Path, arguments: dict[str, Any], blocks: int, request: pytest.FixtureRequest
+) -> None:
+    name = str(abs(hash(request.node.name)))
+    receipts = within(
+        170,
+        lambda: sink.run(cases(blocks, blocks), meeting(tmp_path, 2), key=f"{name}/{{id}}", num_cpus=0.5, **arguments),
+    )
+    share = Counter(row["actor"] for row in receipts.take_all())
+    assert len(share) == 2
+    assert sum(share.values()) == blocks
+
+
+def solitary(kind: str) -> Any:
+    """A model that fails when two of its calls run at a time, or on two threads."""
+    import threading
+
+    class Solitary:
+        def __init__(self) -> None:
+            self.home = threading.get_ident()
+            self.running = 0
+
+        def work(self, given: dict[str, Any]) -> dict[str, Any]:
+            import time
+
+            self.running += 1
+            assert self.running == 1, "two calls at a time"
+            assert threading.get_ident() == self.home, "another thread"
+            time.sleep(0.05)
+            self.running -= 1
+            return {**given, "p": np.ones((len(given["id"]), 3))}
+
+    class Plain(Solitary):
+        def __call__(self, given: dict[str, Any]) -> dict[str, Any]:
+            return self.work(given)
+
+    class Generator(Solitary):
+        def __call__(self, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
+            for i in given["id"]:
+                yield self.work({"id": np.array([i])})
+
+    class Coroutine(Solitary):
+        async def __call__(self, given: dict[str, Any]) -> dict[str, Any]:
+            return self.work(given)
+
+    class AsyncGenerator(Solitary):
+        async def __call__(self, given: dict[str, Any]) -> Any:
+            for i in given["id"]:
+                yield self.work({"id": np.array([i])})
+
+    return {"plain": Plain, "generator": Generator, "coroutine": Coroutine, "async generator": AsyncGenerator}[kind]
+
+
+@pytest.mark.parametrize("kind", ["plain", "generator", "coroutine", "async generator"])
+def test_a_model_lives_on_one_thread_whatever_it_is(sink: Sink, kind: str) -> None:
+    receipts = sink.run(cases(24, 12), solitary(kind), key=f"{kind}/{{id}}", concurrency=1, num_cpus=0.5)
+    assert receipts.count() == 24
+
+
+def test_a_plain_async_function_is_a_model(sink: Sink) -> None:
+    async def model(given: dict[str, Any]) -> dict[str, Any]:
+        return {**given, "p": np.ones((len(given["id"]), 3))}
+
+    assert sink.run(cases(6), model, key="function/{id}", num_cpus=0.5).count() == 6
+
+
+def test_an_actor_that_dies_is_replaced_and_its_batches_done_again(sink: Sink, tmp_path: Path) -> None:
+    died = tmp_path / "died"
+
+    class Mortal:
+        def __call__(self, given: dict[str, Any]) -> dict[str, Any]:
+            import os
+
+            if 9 in given["id"] and not died.exists():
+                died.touch()
+                os._exit(1)
+            return {**given, "p": np.ones((len(given["id"]), 3))}
+
+    receipts = sink.run(cases(20, 10), Mortal, key="mortal/{id}", concurrency=1, num_cpus=0.5)
+    assert died.exists()
+    assert sorted(row["id"] for row in receipts.take_all()) == list(range(20))
+
+
+def test_waiting_for_receipts_overlaps_with_the_next_batches(sink: Sink) -> None:
+    """The model never waits while there is a batch for it: the same calls that wait take their turns meanwhile."""
+
+    class Timed:
+        def __call__(self, given: dict[str, Any]) -> dict[str, Any]:
+            import time
+
+            began = time.monotonic()
+            time.sleep(0.2)
+            rows = len(given["id"])
+            return {"id": given["id"], "t0": [began] * rows, "t1": [time.monotonic()] * rows, "p": np.ones((rows, 8))}
+
+    rows = sink.run(cases(16, 16), Timed, key="timed/{id}", concurrency=1, num_cpus=0.5).take_all()
+    spans = sorted((row["t0"], row["t1"]) for row in rows)
+    idle = sum(max(0.0, later[0] - earlier[1]) for earlier, later in itertools.pairwise(spans))
+    assert idle < 0.5 * (spans[-1][1] - spans[0][0])
