@@ -100,6 +100,18 @@ def test_a_record_that_was_read_before_its_fsync_survives_the_power_cut_after(be
     assert bench.open().receipt("a") == again.receipt("a")
 
 
+def test_names_that_a_dead_writer_did_not_sync_are_synced_by_the_next_life() -> None:
+    bench = Bench(replace(INFO, dest=None))
+    old = bench.open()
+    decision = old.decide([bench.stage(old, "d/a")])[0]
+    assert decision.winner is not None
+    bench.staging.fs.make_dirs(bench.disk.root / "d", below=bench.disk.root)
+    temp = decision.winner.files[0].temp
+    bench.staging.fs.rename(bench.staging.run_dir / "tmp" / temp, bench.disk.root / "d/a.npy")
+    bench.open().begin_sealing()
+    assert bench.disk.finals(durable=True) == {"d/a.npy": b"data"}
+
+
 def test_uploads_are_journaled_against_their_decision_through_many_lives(bench: Bench) -> None:
     ledger = bench.open()
     bench.commit(ledger, "a", "b", "c")

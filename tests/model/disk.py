@@ -104,15 +104,18 @@ class Disk:
     def is_final(self, path: Path) -> bool:
         return path.parts[len(self.root.parts)] != "_ray_sink"
 
-    def finals(self) -> dict[str, bytes]:
-        """Contents of all files under final names, as a reader sees them."""
-        files = self._walk(self.top, ())
-        return {path: bytes(file.visible) for path, file in files if not path.startswith("_ray_sink")}
+    def finals(self, *, durable: bool = False) -> dict[str, bytes]:
+        """Contents of all files under final names, as a reader sees them, or would after a power cut."""
+        return {
+            path: file.durable if durable else bytes(file.visible)
+            for path, file in self._walk(self.top, (), durable)
+            if not path.startswith("_ray_sink")
+        }
 
-    def _walk(self, folder: Folder, above: tuple[str, ...]) -> Iterator[tuple[str, File]]:
-        for name, node in folder.visible.items():
+    def _walk(self, folder: Folder, above: tuple[str, ...], durable: bool) -> Iterator[tuple[str, File]]:
+        for name, node in (folder.durable if durable else folder.visible).items():
             if isinstance(node, Folder):
-                yield from self._walk(node, (*above, name))
+                yield from self._walk(node, (*above, name), durable)
             else:
                 yield "/".join((*above, name)), node
 

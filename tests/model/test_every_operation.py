@@ -10,8 +10,8 @@ import pytest
 from tests.model.script import Process
 from tests.model.world import World, chooser
 
-EVERY = 1 if os.environ.get("MODEL_SCHEDULES") else 12
-"""Without the option, each twelfth operation; which ones depends on what goes wrong and where."""
+EVERY = 1 if os.environ.get("MODEL_SCHEDULES") else 20
+"""Without the option, each twentieth operation; which ones depends on what goes wrong and where."""
 
 pytestmark = pytest.mark.timeout(0 if EVERY == 1 else 300)
 
@@ -58,6 +58,16 @@ def cut_power(seed: int) -> Callable[[World], Callable[[Process], None]]:
     return lambda world: lambda process: world.power_cut(chooser(seed))
 
 
+def kill_and_cut_power(world: World) -> Callable[[Process], None]:
+    """Somebody dies; his successor builds on what he left, and then that must not be lost either."""
+
+    def both(process: Process) -> None:
+        process.kill()
+        world.script.plan[world.script.ops + 120] = lambda _: world.power_cut(chooser(0))
+
+    return both
+
+
 def be_taken_over(*, steps: int, seal: bool) -> Callable[[World], Callable[[Process], None]]:
     """The process sleeps while another driver takes over and works up to a point."""
 
@@ -82,6 +92,7 @@ def be_taken_over(*, steps: int, seal: bool) -> Callable[[World], Callable[[Proc
 
 FAULTS: dict[str, Callable[[World], Callable[[Process], None]]] = {
     "process dies": kill,
+    "process dies, power cut later": kill_and_cut_power,
     "power cut, all lost": cut_power(0),
     "power cut, all kept": cut_power(1),
     "power cut, some lost": cut_power(2),
@@ -97,7 +108,7 @@ def play(with_store: bool, at: int, fault: Callable[[World], Callable[[Process],
     try:
         scenario(world)
         if at:
-            assert world.script.fired == 1
+            assert world.script.fired
         world.finish()
     except BaseException as error:
         error.add_note(world.script.told())

@@ -133,10 +133,10 @@ class World:
 
     # -- checks ------------------------------------------------------------------------------------------------------
 
-    def contents(self) -> dict[str, bytes]:
-        """What a reader finds at the destination, besides our own folder."""
+    def contents(self, *, durable: bool) -> dict[str, bytes]:
+        """What a reader finds at the destination, besides our own folder; or would, were the power cut now."""
         if self.info.dest is None:
-            return self.disk.finals()
+            return self.disk.finals(durable=durable)
         return {path: o.data for path, o in self.bucket.objects.items() if not path.startswith("_ray_sink/")}
 
     def check_sealed(self) -> bool:
@@ -149,8 +149,9 @@ class World:
         rows = [row for file in seal.manifest for row in from_parquet(reader.get_bytes(file.path))]
         if seal.outputs != len(rows) or seal.files != sum(len(row.files) for row in rows):
             raise Violation("I5: _SUCCESS counts other outputs than its manifest")
-        # what came too late for the seal has no receipt, and was told so
-        self.record.check(rows, self.contents(), dict.fromkeys(self.unreceipted(), "late"))
+        for durable in (False, True):  # a sealed run needs nobody to come back and mend it
+            # what came too late for the seal has no receipt, and was told so
+            self.record.check(rows, self.contents(durable=durable), dict.fromkeys(self.unreceipted(), "late"))
         return True
 
     def unreceipted(self) -> list[str]:
@@ -182,7 +183,6 @@ class World:
         self.let_zombies_finish()
         if not self.check_sealed():
             raise Violation("I5: _SUCCESS is gone")
-        # a sealed run needs nobody to come back and mend it
         self.power_cut(conservative)
 
     def check_clean(self) -> None:
