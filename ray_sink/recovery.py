@@ -17,12 +17,12 @@ from typing import Self
 from ray_sink.book import read_history
 from ray_sink.catalogue import read_book
 from ray_sink.config import OnConflict, UploadOptions
-from ray_sink.errors import RunError, RunFencedError, RunMismatchError, RunSealedError, SinkError
-from ray_sink.events import BeatMissed, emit
+from ray_sink.errors import RunError, RunMismatchError, RunSealedError
 from ray_sink.filesystem import PosixFilesystem
+from ray_sink.heart import Heart
 from ray_sink.ledger import Ledger, LedgerOptions
 from ray_sink.manifest import Seal, read_seal, seal
-from ray_sink.ownership import Claim, FolderPlace, Owner, Place, StorePlace, claim
+from ray_sink.ownership import FolderPlace, Owner, Place, StorePlace, claim
 from ray_sink.places import checked_dest
 from ray_sink.records import MultipartUpload, RunInfo, RunStatus, UploadOutcome
 from ray_sink.staging import Staging
@@ -128,7 +128,7 @@ class Recovery:
         except BaseException:
             self._claim.release()
             raise
-        self._heart = _Heart(self._claim, self._takeover_s / 8, self._ledger.fence)
+        self._heart = Heart(self._claim, self._takeover_s, self._ledger.fence)
         return self
 
     def __exit__(
@@ -220,15 +220,15 @@ class Recovery:
         return bool(status.failures) or self._ledger.has_unfinished_uploads()
 
     def seal(self) -> Seal:
-        """Seal the run with what it has.
+        """Seal the run.
 
         Raises:
-            RunError: an output is not committed.
+            RunError: its driver had not come to its end, or an output is not committed.
             RunFencedError: somebody has taken the run over.
         """
+        if not self.may_be_sealed():
+            raise RunError(f"run {self.info.run_id!r} is not complete: it cannot be sealed. Run its script again")
         status = self.status()
-        if self._uncommitted(status):
-            raise RunError(f"run {self.info.run_id!r} has outputs that are not uploaded: it cannot be sealed")
         self._claim.check_all()
         with self._lock:
             self._ledger.begin_sealing()
@@ -245,30 +245,3 @@ def _taken(outcomes: queue.SimpleQueue[UploadOutcome]) -> list[UploadOutcome]:
             found.append(outcomes.get_nowait())
         except queue.Empty:
             return found
-
-
-class _Heart:
-    """A thread that moves the claim's counters on, and fences the ledger when somebody has taken over."""
-
-    def __init__(self, claimed: Claim, every_s: float, fence: Callable[[str], None]) -> None:
-        self._claim = claimed
-        self._every_s = every_s
-        self._fence = fence
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ray_sink-heart", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(self._every_s):
-            try:
-                self._claim.beat()
-            except RunFencedError as error:
-                self._fence(str(error))
-                return
-            except (SinkError, OSError) as error:
-                # one missed beat is no harm; a store that stays away lets others take over, and the fence holds
-                emit(BeatMissed(self._claim.epoch, str(error)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,8 @@ from ray_sink.cli.options import json_option, run_option, staging_path, store_op
 
 if TYPE_CHECKING:
     from ray_sink.config import UploadOptions
-    from ray_sink.records import RunInfo, RunStatus
-    from ray_sink.recovery import Recovery, Uploads
+    from ray_sink.records import RunInfo
+    from ray_sink.recovery import Uploads
 
 
 @click.command()
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     help="What the run itself was told.",
 )
 @click.option("--keep-staged", is_flag=True, help="Leave staged files where they are.")
-@click.option("--seal", is_flag=True, help="Seal the run although its driver had not come to its end.")
-@click.option("--yes", is_flag=True, help="Do not ask before --seal does that.")
 @json_option
 @store_options
 @click.pass_context
@@ -50,8 +47,6 @@ def upload(
     takeover_s: float,
     on_conflict: str,
     keep_staged: bool,
-    seal: bool,
-    yes: bool,
     as_json: bool,
     upload: UploadOptions,
 ) -> None:
@@ -60,8 +55,8 @@ def upload(
     Takes the run over (a live owner is left alone, a dead one watched for --takeover-s), publishes what was decided,
     aborts uploads in parts that were left, uploads, journals, and frees staged files. May be repeated at any time.
 
-    The run is sealed only if its driver had come to its end, or with --seal. Otherwise run the same script again: it
-    resumes, computes only what is missing, and seals. A sealed run takes no new outputs.
+    The run is sealed only if its driver had come to its end. Otherwise run the same script again: it resumes,
+    computes only what is missing, and seals. A sealed run takes no new outputs.
 
     Exits with 1 if a live owner has the run, or if an output could not be uploaded.
 
@@ -76,8 +71,6 @@ def upload(
     from ray_sink.recovery import Recovery, Uploads, journaled_run
     from ray_sink.stores import open_store
 
-    if seal and not yes and not sys.stdin.isatty():
-        raise click.UsageError("--seal asks before it seals an unfinished run: add --yes where nobody can answer")
     name = the_staged_run(PosixFilesystem(), staging, run_id)
     info = journaled_run(staging, name, dest)
     options = replace(upload, keep_staged=keep_staged)
@@ -100,29 +93,15 @@ def upload(
             before = recovery.status()
             with output.progress("uploading", before.staged_bytes) as (bar, task):
                 done = recovery.upload(lambda so_far: bar.update(task, completed=so_far.bytes))
-            state = _seal(recovery, wanted=seal, yes=yes)
+            state = "not sealed"
+            if recovery.may_be_sealed():
+                recovery.seal()
+                state = "sealed"
             after = recovery.status()
     finally:
         store.close()
     _report(info, state, done, after.decided, after.unfinished, as_json=as_json, failures=after.failures)
     ctx.exit(1 if after.failures else 0)
-
-
-def _seal(recovery: Recovery, *, wanted: bool, yes: bool) -> str:
-    status = recovery.status()
-    if recovery.may_be_sealed() or (wanted and not status.failures and _agreed(recovery.info, status, yes=yes)):
-        recovery.seal()
-        return "sealed"
-    return "not sealed"
-
-
-def _agreed(info: RunInfo, status: RunStatus, *, yes: bool) -> bool:
-    why = "; ".join(status.unfinished) or "its driver never came to its end, so more outputs may have been to come"
-    click.echo(
-        f"run {info.run_id}: {status.decided} outputs would be sealed for good. Not known to be complete: {why}",
-        err=True,
-    )
-    return yes or click.confirm("Seal it? It takes no new outputs then.", err=True)
 
 
 def _report(
@@ -170,8 +149,4 @@ def _report(
         shown.print(f"not sealed: {len(failed)} output(s) failed. What is staged stays; see to it and upload again")
         return
     why = "; ".join(unfinished) or "its driver never came to its end"
-    shown.print(
-        f"not sealed: {why}. Run the same script again: it resumes, and seals. If it can never run again, --seal seals"
-        f" the {outputs} outputs that are there",
-        soft_wrap=True,
-    )
+    shown.print(f"not sealed: {why}. Run the same script again: it resumes, and seals", soft_wrap=True)

@@ -9,7 +9,8 @@ import ray
 from ray.exceptions import RayError
 
 from ray_sink.config import UploadOptions
-from ray_sink.errors import DestinationError, SinkError
+from ray_sink.errors import DestinationError, SinkClosedError, SinkError
+from ray_sink.heart import Heart
 from ray_sink.ledger import LedgerOptions
 from ray_sink.manifest import Seal
 from ray_sink.ownership import Claim
@@ -19,7 +20,7 @@ from ray_sink.runtime.calls import result
 from ray_sink.runtime.coordinator import Coordinator
 from ray_sink.runtime.handle import SinkHandle
 from ray_sink.runtime.messages import RunSpec
-from ray_sink.runtime.steward import Heart, Steward
+from ray_sink.runtime.steward import Steward
 from ray_sink.runtime.uploading import UploaderShell
 from ray_sink.stores.base import Capabilities, ObjectInfo
 
@@ -102,6 +103,9 @@ class Destination:
         return made
 
     def _call(self, method: str, *args: Any) -> Any:
+        if not ray.is_initialized():
+            # a call would start Ray anew
+            raise SinkClosedError("Ray was shut down under this sink: run the same script again, it resumes")
         try:
             return result(getattr(self.uploaders[0], method).remote(*args))
         except RayError as error:
@@ -155,7 +159,7 @@ class RunActors:
         if cluster.alive == {cluster.head}:
             # producers can only be here: their writers start while the producers do
             self.coordinator.writers.remote(cluster.head)
-        self._heart = Heart(claim, self.coordinator, spec.limits.takeover_s)
+        self._heart = Heart(claim, spec.limits.takeover_s, self.coordinator.fence.remote)
 
     def handle(self, *, needs_goodbye: bool = True) -> SinkHandle:
         """A producer's end."""

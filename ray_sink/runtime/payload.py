@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ray_sink.errors import UnsupportedValueError
+from ray_sink.formats.values import flat_bytes
 
 if TYPE_CHECKING:
     from ray_sink.formats.base import Value
@@ -84,7 +85,7 @@ def pack_tensor(tensor: torch.Tensor) -> PackedTensor:
     host = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     dtype = str(host.dtype).removeprefix("torch.")
     if dtype not in _NUMPY_DTYPES:
-        data = host.reshape(-1).view(torch.uint8).numpy()
+        data = flat_bytes(host).numpy()
     else:
         data = host.numpy()
     return PackedTensor(data, dtype, tuple(tensor.shape))

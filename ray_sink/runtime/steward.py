@@ -1,4 +1,4 @@
-"""The driver's housekeeping: it owns the actors, so it creates the writers and shows that the run's owner lives."""
+"""The driver's housekeeping: it owns the actors, so it creates the writers, and replaces those that died."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from ray_sink.errors import RunFencedError, SinkError, StagingError
-from ray_sink.ownership import Claim
+from ray_sink.errors import SinkError, StagingError
 from ray_sink.runtime import placement
 from ray_sink.runtime.calls import result
 from ray_sink.runtime.messages import RosterWish, RunSpec, WriterInfo
@@ -129,35 +128,3 @@ class Steward:
                     f" has what WriterOptions asks for ({self._spec.writers}). Ask for less, or start such a node"
                 )
                 self._writers[start.writer.name] = WriterInfo(start.writer.name, start.writer.node, error=late)
-
-
-class Heart:
-    """A thread that moves the claim's counters on, and fences the ledger when the run was taken over."""
-
-    def __init__(self, claim: Claim, coordinator: Any, takeover_s: float) -> None:
-        self._claim = claim
-        self._coordinator = coordinator
-        self._every_s = takeover_s / 8
-        self._stop = threading.Event()
-        self.fenced: RunFencedError | None = None
-        self._thread = threading.Thread(target=self._run, name="ray_sink-heart", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._every_s):
-            if not ray.is_initialized():
-                return  # Ray was shut down under us, and a call would start it anew
-            try:
-                self._claim.beat()
-            except RunFencedError as error:
-                self.fenced = error
-                self._coordinator.fence.remote(str(error))
-                return
-            except (SinkError, RayError, OSError) as error:
-                # a beat that is missed is no harm; a store that stays away long enough lets others take over
-                _log.warning("beat.failed", extra={"epoch": self._claim.epoch, "error": str(error)})
