@@ -316,3 +316,14 @@ def test_what_an_older_epoch_left_open_counts_until_this_one_worked(bench: Bench
     ledger.producer_opened("q")
     ledger.producer_closed("q", 0, {})
     assert ledger.status().unfinished == ()
+
+
+def test_staging_again_under_a_name_leaves_the_first_file_which_may_be_decided(bench: Bench) -> None:
+    ledger = bench.open()
+    proposal = bench.stage(ledger, "a")
+    ledger.decide([proposal])
+    bench.count -= 1
+    with pytest.raises(StagingError, match="already"):
+        bench.stage(ledger, "a", data=b"other")
+    ledger.publish_rest()
+    assert bench.disk.finals() == {"a.npy": b"data"}
