@@ -114,12 +114,17 @@ class Staging:
             for temp in proposal.files:
                 source, target = folder / temp.temp, self.root / temp.file.path
                 try:
-                    self._make_parent(target)
                     try:
+                        # a fenced writer must not leave a folder where another key's file belongs
+                        if target.parent not in self._made and self.fs.size(source) is None:
+                            raise FileNotFoundError(f"{source} is gone")
+                        self._make_parent(target)
                         self.fs.rename(source, target)
                     except OSError as error:
                         if not self._adopt(source, target, temp.file, error):
                             vanished.append(proposal.key)
+                            continue
+                        self._make_parent(target)
                 except OSError as error:
                     raise StagingError(f"could not publish {temp.file.path!r}: {error}") from error
                 # an adopted file's publisher may have died before its fsync of the folder
@@ -146,6 +151,7 @@ class Staging:
         if self.fs.size(source) is not None:
             self._made.discard(target.parent)
             self._make_parent(target)
+            self._remove_dir_quietly(target)
             try:
                 self.fs.rename(source, target)
             except OSError as again:

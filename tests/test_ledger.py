@@ -327,3 +327,21 @@ def test_staging_again_under_a_name_leaves_the_first_file_which_may_be_decided(b
         bench.stage(ledger, "a", data=b"other")
     ledger.publish_rest()
     assert bench.disk.finals() == {"a.npy": b"data"}
+
+
+def test_a_fenced_writer_leaves_no_folder_where_another_key_belongs(bench: Bench) -> None:
+    old = bench.open()
+    late = bench.stage(old, "x.npy/g")
+    new = bench.open(epoch=2)
+    decision = old.decide([late])[0]
+    assert decision.winner is not None
+    assert bench.staging.publish([decision.winner]) == ["x.npy/g"]
+    bench.commit(new, "x")
+    assert bench.disk.finals() == {"x.npy": b"data"}
+
+
+def test_an_empty_folder_in_the_way_of_a_decided_file_goes(bench: Bench) -> None:
+    ledger = bench.open()
+    bench.staging.fs.make_dirs(bench.disk.root / "x.npy", below=bench.disk.root)
+    bench.commit(ledger, "x")
+    assert bench.disk.finals() == {"x.npy": b"data"}
