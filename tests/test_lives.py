@@ -15,6 +15,10 @@ from tests.model.script import Process
 
 
 @pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
 def test_a_ledger_that_slept_while_it_started_hurts_nobody(bench: Bench) -> None:
     bench.commit(bench.open(), "before")
     operations = bench.disk.script.ops
