@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from ray_sink.book import DatasetState
-from ray_sink.errors import OutputsFailed, RunFencedError, SinkError, StagingError
+from ray_sink.errors import OutputsFailed, RunFencedError, SinkClosedError, SinkError, StagingError
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.keys import hash_keys
 from ray_sink.ledger import Ledger, LedgerOptions
@@ -77,6 +77,8 @@ class Coordinator:
     def _book(self) -> Ledger:
         if self._failed is not None:
             raise self._failed
+        if self._closing:
+            raise SinkClosedError("the sink is closed: make a new one to go on with the run")
         assert self._ledger is not None
         return self._ledger
 
@@ -285,6 +287,8 @@ class Coordinator:
         self, uploader: int, holding: frozenset[str], max_outputs: int, max_bytes: int
     ) -> list[UploadTask] | None:
         """Published outputs for an uploader; waits a while for some. None: the run ends, and so may the uploader."""
+        if self._closing:
+            return None
         ledger = self._book()
         await self._until(lambda: ledger.has_uploads(uploader, holding) or self._closing, _POLL_S)
         if self._closing:

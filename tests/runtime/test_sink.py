@@ -8,7 +8,6 @@ import pickle
 from pathlib import Path
 
 import duckdb
-import numpy as np
 import pytest
 import ray
 import torch
@@ -34,6 +33,7 @@ from ray_sink.errors import (
 )
 from tests.fields import field
 from tests.runtime.conftest import LIMITS, Run
+from tests.shouting import Shouting
 
 
 def test_outputs_arrive_byte_for_byte_and_are_sealed(run: Run) -> None:
@@ -111,25 +111,6 @@ def test_outputs_are_read_by_others(folder_run: Run, tmp_path: Path) -> None:
         f"select key, state, len(files), files[1].bytes from read_parquet('{files}') order by key"
     )
     assert [row[:3] for row in rows.fetchall()] == [("odd ü#?%", "uploaded", 1), ("x", "uploaded", 1)]
-
-
-class Shouting:
-    """A user's own format."""
-
-    name = "shouting"
-    suffix = ".shout"
-
-    def check(self, value: object) -> None:
-        if not isinstance(value, torch.Tensor):
-            raise UnsupportedValueError("only tensors shout")
-
-    def encode(self, value: torch.Tensor, file: object) -> list[str]:
-        file.write(b"!" + value.numpy().tobytes())  # type: ignore[attr-defined]
-        return ["loud"]
-
-    def decode(self, file: object) -> torch.Tensor:
-        data = file.read()  # type: ignore[attr-defined]
-        return torch.from_numpy(np.frombuffer(data[1:], dtype=np.float32).copy())
 
 
 def test_a_format_of_the_users_own_goes_the_whole_way(folder_run: Run) -> None:
