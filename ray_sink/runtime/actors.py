@@ -158,7 +158,7 @@ class RunActors:
         cluster = placement.nodes()
         if cluster.alive == {cluster.head}:
             # producers can only be here: their writers start while the producers do
-            self.coordinator.writers.remote(cluster.head)
+            self.coordinator.writers.options(max_task_retries=0).remote(cluster.head)
         self._heart = Heart(claim, spec.limits.takeover_s, self.coordinator.fence.remote)
 
     def handle(self, *, needs_goodbye: bool = True) -> SinkHandle:
