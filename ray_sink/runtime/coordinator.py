@@ -287,12 +287,10 @@ class Coordinator:
         self, uploader: int, holding: frozenset[str], max_outputs: int, max_bytes: int
     ) -> list[UploadTask] | None:
         """Published outputs for an uploader; waits a while for some. None: the run ends, and so may the uploader."""
+        await self._until(lambda: self._closing or self._book().has_uploads(uploader, holding), _POLL_S)
         if self._closing:
             return None
         ledger = self._book()
-        await self._until(lambda: ledger.has_uploads(uploader, holding) or self._closing, _POLL_S)
-        if self._closing:
-            return None
         return await self._on_ledger(
             ledger.take_uploads, uploader, holding=holding, max_outputs=max_outputs, max_bytes=max_bytes
         )
