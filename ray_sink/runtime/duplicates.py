@@ -33,7 +33,8 @@ def refuse_duplicates(ds: Dataset, template: KeyTemplate) -> None:
         return
     fields = ds.select_columns(list(template.fields))
     try:
-        found = [batch[_HASH] for batch in _hashes(fields, template).iter_batches(batch_size=None)]
+        # what comes back holds bytes objects, and what ended in zeros has lost them
+        found = [batch[_HASH].astype("S16") for batch in _hashes(fields, template).iter_batches(batch_size=None)]
         hashes = np.sort(np.concatenate(found)) if found else np.empty(0, dtype="S16")
         again = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:_NAMED]
         if len(again):
