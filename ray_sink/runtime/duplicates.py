@@ -14,7 +14,6 @@ from ray_sink.runtime.batches import Batch
 from ray_sink.runtime.failing import own_error, unwrapped
 from ray_sink.runtime.keying import KeyTemplate, duplicate_error
 
-_HASH = "hash"
 _CHEAP_READS = ("ReadRange", "ReadParquet", "ReadFilesParquet")
 _NAMED = 20
 
@@ -33,8 +32,8 @@ def refuse_duplicates(ds: Dataset, template: KeyTemplate) -> None:
         return
     fields = ds.select_columns(list(template.fields))
     try:
-        # what comes back holds bytes objects, and what ended in zeros has lost them
-        found = [batch[_HASH].astype("S16") for batch in _hashes(fields, template).iter_batches(batch_size=None)]
+        halves = [np.stack([b["h0"], b["h1"]], axis=1) for b in _hashes(fields, template).iter_batches(batch_size=None)]
+        found = [pair.view("S16").ravel() for pair in halves]
         hashes = np.sort(np.concatenate(found)) if found else np.empty(0, dtype="S16")
         again = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:_NAMED]
         if len(again):
@@ -47,7 +46,10 @@ def refuse_duplicates(ds: Dataset, template: KeyTemplate) -> None:
 def _hashes(fields: Dataset, template: KeyTemplate) -> Dataset:
     def hashed(batch: dict[str, Any]) -> dict[str, Any]:
         with unwrapped():
-            return {_HASH: hash_keys([check_key(key) for key in template.keys_of(Batch(batch))])}
+            hashes = hash_keys([check_key(key) for key in template.keys_of(Batch(batch))])
+        # as numbers: arrow ends a string of bytes at its first zero
+        halves = hashes.view(np.uint64).reshape(-1, 2)
+        return {"h0": halves[:, 0], "h1": halves[:, 1]}
 
     return fields.map_batches(hashed, batch_size=None)
 

@@ -143,6 +143,10 @@ def test_two_rows_under_one_key_are_found_in_memory_and_in_parquet(tmp_path: Pat
     refuse_duplicates(ray.data.from_arrow(table.slice(0, 98)), template)
 
 
+def test_thousands_of_different_keys_are_no_duplicates() -> None:
+    refuse_duplicates(cases(20_000, 2), KeyTemplate.parse("case/{id}"))
+
+
 def test_a_dataset_that_must_be_computed_is_not_run_to_look_for_duplicates() -> None:
     def costly(row: dict[str, Any]) -> dict[str, Any]:
         raise AssertionError("it ran")
