@@ -124,9 +124,9 @@ class Watch(ExecutionCallback):
 
 
 def _gist(error: Exception) -> str:
-    """One line: the last of the first traceback that Ray has put into the text, which is where it began."""
-    began = str(error).partition("\n\nThe above exception was")[0].strip()
-    return (began.splitlines() or [type(error).__name__])[-1][:300]
+    """One line: the last of the first traceback that Ray has put into the text, before what Ray adds to it."""
+    began = str(error).partition("\n\nThe above exception was")[0].partition("\nFailed to apply UDF transform")[0]
+    return (began.strip().splitlines() or [type(error).__name__])[-1][:300]
 
 
 def watch(ds: Dataset, dataset: WatchedDataset) -> Dataset:

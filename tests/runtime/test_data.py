@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext
 
 import ray_sink
 from ray_sink import DictMode, SaveFormat, Sink
@@ -43,7 +43,8 @@ def batch(count: int = 6) -> dict[str, Any]:
 def call(sink: Sink, model: Any, given: Any = None, **arguments: Any) -> list[dict[str, Any]]:
     """What comes back from one call of the class that Ray Data would run, here."""
     stage = sink.wrap(model, **{"key": "id", **arguments})()
-    rows: list[dict[str, Any]] = asyncio.run(stage(batch() if given is None else given)).to_pylist()
+    with DataContext.current(DataContext.get_current().copy()):  # a failure sets an option in the process's context
+        rows: list[dict[str, Any]] = asyncio.run(stage(batch() if given is None else given)).to_pylist()
     return rows
 
 

@@ -90,7 +90,10 @@ def test_a_limit_in_front_of_the_sink_is_a_smaller_dataset(sink: Sink) -> None:
     assert verdict(sink, lambda ds: ds.materialize(), "limited", cases(ROWS, BLOCKS).limit(7)) == ""
 
 
-def test_a_failure_in_the_middle_is_the_reason(sink: Sink) -> None:
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_failure_in_the_middle_is_the_reason(sink: Sink, wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DataContext.get_current(), "raise_original_map_exception", not wrapped)
+
     def fail(row: dict[str, Any]) -> dict[str, Any]:
         if row["id"] == 17:
             raise ZeroDivisionError("row 17")
@@ -100,7 +103,7 @@ def test_a_failure_in_the_middle_is_the_reason(sink: Sink) -> None:
         with pytest.raises(Exception, match="row 17"):
             within(120, ds.materialize)
 
-    assert "row 17" in verdict(sink, consume, "failing", cases(ROWS, BLOCKS).map(fail))
+    assert "row 17" in verdict(sink, consume, f"failing {wrapped}", cases(ROWS, BLOCKS).map(fail))
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
