@@ -323,6 +323,8 @@ class SinkHandle:
             try:
                 job = connection.todo.get(timeout=_REPORT_S)
             except queue.Empty:
+                if not ray.is_initialized():
+                    return  # Ray was shut down under us, and a call would start it anew
                 self._report(connection)
                 continue
             if job is None:
