@@ -168,6 +168,7 @@ class TestNpy(FormatContract):
 
 class TestSafetensors(FormatContract):
     save_format = SaveFormat.SAFETENSORS
+    refused_names = frozenset({"__metadata__"})
     dtypes = (
         *EVERYWHERE,
         *FLOAT8,
