@@ -45,7 +45,3 @@ class Budget:
             self.leases[holder] = held_bytes
         else:
             self.leases.pop(holder, None)
-
-    def give_back(self, holder: str, n_bytes: int) -> None:
-        """Return part of a lease."""
-        self.set(holder, max(0, self.leases.get(holder, 0) - n_bytes))

@@ -44,10 +44,6 @@ class Steward:
         self._thread = threading.Thread(target=self._run, name="ray_sink-steward", daemon=True)
         self._thread.start()
 
-    def writers(self) -> list[WriterInfo]:
-        """The writers that are at work."""
-        return [writer for writer in self._writers.values() if writer.error is None]
-
     def stop_asking(self) -> None:
         """Begin to stop: no new question to the coordinator, which then answers the last one at once."""
         self._stop.set()

@@ -19,7 +19,7 @@ def test_leases_never_exceed_the_budget() -> None:
     assert budget.lease("a", 30, want_bytes=200) == 50  # more than needed, while half stays free
     assert budget.lease("b", 50) == 50
     assert budget.lease("c", 1) == 0
-    budget.give_back("a", 20)
+    budget.set("a", 30)
     assert budget.lease("c", 20) == 20
     assert budget.free_bytes == 0
 
