@@ -26,9 +26,9 @@ from ray_sink.retry import Retry, RetryPolicy
 from ray_sink.stores import Capabilities, ObjectInfo, Store, open_store
 from ray_sink.stores.folder import FolderStore
 from ray_sink.uploader import Uploader
+from tests.faults.s3_proxy import Proxy, answer, lost
 from tests.servers import S3Bucket
 from tests.stores.conftest import sign_in, staged
-from tests.stores.proxy import Answer, Proxy
 from tests.waiting import until
 
 MULTIPART_ABOVE = 5 * 2**20
@@ -280,15 +280,15 @@ def test_on_the_wire_a_lost_reply_is_our_own_success(
         _, file = staged(tmp_path, "a.pt", data)
         # the object is complete, and what its client hears is an error
         if large:
-            proxy.lose_reply("POST", having="uploadId=", answer=Answer(500, "InternalError"))
+            fault = proxy.on("CompleteMultipartUpload", lost(answer(500, "InternalError")))
         else:
-            proxy.lose_reply("PUT", answer=Answer(503, "SlowDown"))
+            fault = proxy.on("PutObject", lost(answer(503, "SlowDown")))
         outcome = uploader.upload(UploadTask("a", "attempt-1", (file,)))
-        assert proxy.fired == 1
+        assert fault.fired == 1
         assert outcome.verification is Verification.VERIFIED
         assert len(uploads) == int(large)
         assert s3_bucket.read("a.pt") == data
-        assert len(proxy.headers_of("PUT", "/a.pt")) == 1
+        assert len(proxy.seen("PutObject UploadPart", "a.pt")) == 1
         store.close()
 
 

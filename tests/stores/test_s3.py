@@ -23,9 +23,9 @@ from ray_sink.errors import (
 )
 from ray_sink.records import FileRecord, MultipartUpload, Verification
 from ray_sink.stores import Store, open_store
+from tests.faults.s3_proxy import Action, Fault, Proxy, answer, no_answer
 from tests.servers import S3Bucket, S3Server
 from tests.stores.conftest import MULTIPART_ABOVE, no_multipart, sign_in, staged
-from tests.stores.proxy import Answer, Proxy
 
 LARGE = os.urandom(2 * MULTIPART_ABOVE + 2**20)
 
@@ -124,18 +124,18 @@ def test_abort_ends_an_upload_and_may_be_repeated(store: Store, s3_bucket: S3Buc
     store.abort(upload)
 
 
-ANSWERS: list[tuple[Answer, type[SinkError], bool | None]] = [
-    (Answer(503, "SlowDown"), StoreUnavailableError, True),
-    (Answer(429, "TooManyRequests"), StoreUnavailableError, True),
-    (Answer(500, "InternalError"), StoreUnavailableError, False),
-    (Answer(400, "RequestTimeout"), StoreUnavailableError, False),
-    (Answer(400, "BadDigest"), StoreUnavailableError, False),
-    (Answer(409, "ConditionalRequestConflict"), StoreUnavailableError, False),
-    (Answer(None), StoreUnavailableError, False),
-    (Answer(412, "PreconditionFailed"), ObjectExistsError, None),
-    (Answer(403, "AccessDenied"), DestinationError, None),
-    (Answer(404, "NoSuchBucket"), DestinationError, None),
-    (Answer(301, "PermanentRedirect"), DestinationError, None),
+ANSWERS: list[tuple[Action, type[SinkError], bool | None]] = [
+    (answer(503, "SlowDown"), StoreUnavailableError, True),
+    (answer(429, "TooManyRequests"), StoreUnavailableError, True),
+    (answer(500, "InternalError"), StoreUnavailableError, False),
+    (answer(400, "RequestTimeout"), StoreUnavailableError, False),
+    (answer(400, "BadDigest"), StoreUnavailableError, False),
+    (answer(409, "ConditionalRequestConflict"), StoreUnavailableError, False),
+    (no_answer, StoreUnavailableError, False),
+    (answer(412, "PreconditionFailed"), ObjectExistsError, None),
+    (answer(403, "AccessDenied"), DestinationError, None),
+    (answer(404, "NoSuchBucket"), DestinationError, None),
+    (answer(301, "PermanentRedirect"), DestinationError, None),
 ]
 
 
@@ -147,14 +147,13 @@ def test_each_answer_to_a_put_has_its_meaning(
     with Proxy(s3_bucket.server) as proxy:
         store = open_at(s3_bucket.url, engine, endpoint_url=proxy.endpoint)
         store.probe()
-        for answer, error, slow_down in ANSWERS:
-            before = proxy.fired
+        for number, (action, error, slow_down) in enumerate(ANSWERS):
             # aiohttp sends a put once more by itself when a connection that it kept is cut
-            proxy.answer_instead("PUT", answer, times=2 if answer.status is None and engine == "fsspec" else 1)
+            fault = proxy.on("PutObject", action, times=2 if action is no_answer and engine == "fsspec" else 1)
             with pytest.raises(error) as raised:
                 store.put_file(local, file, metadata={}, replace=False, on_multipart=no_multipart)
-            assert proxy.fired > before, answer
-            assert getattr(raised.value, "slow_down", None) is slow_down, answer
+            assert fault.fired > 0, number
+            assert getattr(raised.value, "slow_down", None) is slow_down, number
             assert raised.value.path == "a.pt"  # type: ignore[attr-defined]
             again = pickle.loads(pickle.dumps(raised.value))
             assert (type(again), str(again), vars(again)) == (type(raised.value), str(raised.value), vars(raised.value))
@@ -168,12 +167,11 @@ def test_a_200_that_holds_an_error_is_no_success_and_leaves_no_upload(
     with Proxy(s3_bucket.server) as proxy:
         store = small_parts(open_at(s3_bucket.url, engine, endpoint_url=proxy.endpoint))
         store.probe()
-        # of the POSTs of an upload the one that completes it has `uploadId=` in its query
-        proxy.answer_instead("POST", Answer(200, "InternalError"), having="uploadId=")
+        fault = proxy.on("CompleteMultipartUpload", answer(200, "InternalError"))
         local, file = staged(tmp_path, "large.pt", LARGE)
         with pytest.raises(StoreUnavailableError):
             store.put_file(local, file, metadata={}, replace=False, on_multipart=lambda _: None)
-        assert proxy.fired == 1
+        assert fault.fired == 1
     assert s3_bucket.names() == []
     assert uploads_of(s3_bucket) == []
 
@@ -185,12 +183,17 @@ def test_a_part_that_fails_for_now_is_sent_again(
     with Proxy(s3_bucket.server) as proxy:
         store = small_parts(open_at(s3_bucket.url, engine, endpoint_url=proxy.endpoint))
         store.probe()
-        proxy.answer_instead("PUT", Answer(503, "SlowDown"), having="partNumber=3")
+        fault = proxy.on("UploadPart", answer(503, "SlowDown"), when=lambda part: part.query["partNumber"] == "3")
         local, file = staged(tmp_path, "large.pt", LARGE)
         proof = store.put_file(local, file, metadata={}, replace=False, on_multipart=lambda _: None)
-        assert proxy.fired == 1
+        assert fault.fired == 1
     assert proof is Verification.VERIFIED
     assert s3_bucket.read("large.pt") == LARGE
+
+
+def rejecting(proxy: Proxy, header: str, action: Action) -> Fault:
+    """Every request that has the header gets this."""
+    return proxy.on("", action, when=lambda request: header in request.headers, times=None)
 
 
 def test_a_server_that_rejects_the_checksum_header_is_used_without_it(
@@ -199,9 +202,9 @@ def test_a_server_that_rejects_the_checksum_header_is_used_without_it(
     sign_in(monkeypatch, s3_bucket.server)
     with Proxy(s3_bucket.server) as proxy:
         store = open_at(s3_bucket.url, engine, endpoint_url=proxy.endpoint)
-        proxy.reject_header("x-amz-checksum-crc64nvme", Answer(501, "NotImplemented"))
+        fault = rejecting(proxy, "x-amz-checksum-crc64nvme", answer(501, "NotImplemented"))
         found = store.probe()
-        assert proxy.fired > 0
+        assert fault.fired > 0
         assert (found.verification, found.create_only) == (Verification.SIZE_CHECKED, True)
         local, file = staged(tmp_path, "a.pt", b"data")
         assert store.put_file(local, file, metadata={}, replace=False, on_multipart=no_multipart) is found.verification
@@ -214,8 +217,9 @@ def test_a_server_that_rejects_conditions_is_used_without_them(
     sign_in(monkeypatch, s3_bucket.server)
     with Proxy(s3_bucket.server) as proxy:
         store = open_at(s3_bucket.url, engine, endpoint_url=proxy.endpoint)
-        proxy.reject_header("if-none-match", Answer(400, "InvalidRequest"))
+        fault = rejecting(proxy, "if-none-match", answer(400, "InvalidRequest"))
         found = store.probe()
+        assert fault.fired > 0
         assert (found.verification, found.create_only) == (Verification.VERIFIED, False)
         local, file = staged(tmp_path, "a.pt", b"data")
         store.put_file(local, file, metadata={}, replace=False, on_multipart=no_multipart)
@@ -251,10 +255,10 @@ def test_what_a_server_repeats_of_the_signature_is_not_shown(
         store.probe()
         # what AWS sends with a signature that it does not like
         more = "<AWSAccessKeyId>AKIAREPEATED</AWSAccessKeyId><StringToSign>REPEATED-TOKEN</StringToSign>"
-        proxy.answer_instead("PUT", Answer(403, "SignatureDoesNotMatch", more))
+        fault = proxy.on("PutObject", answer(403, "SignatureDoesNotMatch", more))
         with pytest.raises(DestinationError, match="SignatureDoesNotMatch") as refused:
             store.put_bytes("a", b"1", replace=True)
-        assert proxy.fired == 1
+        assert fault.fired == 1
     assert_says_nothing_secret(refused.value, "AKIAREPEATED", "REPEATED-TOKEN")
 
 
@@ -347,11 +351,11 @@ def test_both_engines_send_storage_class_and_key_of_encryption(
     with Proxy(s3_bucket.server) as proxy:
         store = open_at(s3_bucket.url, engine, endpoint_url=proxy.endpoint, storage_class="STANDARD_IA")
         store.put_bytes("a", b"1", replace=False)
-        assert {headers.get("x-amz-storage-class") for headers in proxy.headers_of("PUT", "/a")} == {"STANDARD_IA"}
-        proxy.answer_instead("PUT", Answer(403, "AccessDenied"), having="_ray_sink", times=99)
+        assert {put.headers.get("x-amz-storage-class") for put in proxy.seen("PutObject", "a")} == {"STANDARD_IA"}
+        proxy.on("PutObject", answer(403, "AccessDenied"), when=lambda put: "_ray_sink" in put.key, times=None)
         store = open_at(s3_bucket.url, engine, endpoint_url=proxy.endpoint, sse_kms_key_id="key-1")
         with pytest.raises(DestinationError):
             store.probe()
-        sent = proxy.headers_of("PUT", "_ray_sink")[-1]
+        sent = proxy.seen("PutObject")[-1].headers
         assert sent["x-amz-server-side-encryption"] == "aws:kms"
         assert sent["x-amz-server-side-encryption-aws-kms-key-id"] == "key-1"
