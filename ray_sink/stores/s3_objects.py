@@ -186,13 +186,14 @@ class S3Objects:
         if isinstance(error, exceptions.ClientError):
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             said = error.response.get("Error", {})
-            code = said.get("Code", "")
+            # an element that is there and empty is None
+            code = said.get("Code") or ""
             if code == "ExpiredToken":
                 self.close()  # the next request asks for new credentials
             # an error in a 200 is an error all the same, and the outcome is unknown
             status = 500 if status == 200 else status
             return error_for(
-                Reply(status, "" if code.isdigit() else code, said.get("Message", "")), doing, self._settings.url, path
+                Reply(status, "" if code.isdigit() else code, said.get("Message") or ""), doing, self._settings.url, path
             )
         if isinstance(error, exceptions.ParamValidationError):
             return StoreError(f"{doing} {self._settings.url}: {scrub(str(error))[:300]}", path=path)

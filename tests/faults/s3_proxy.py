@@ -256,6 +256,12 @@ class Proxy:
         with self._lock:
             return [r for r in self.requests if r.operation in operation.split() and r.key.endswith(key)]
 
+    def forget(self) -> None:
+        """All faults, and what has come until now."""
+        with self._lock:
+            self._faults.clear()
+            self.requests.clear()
+
     def partition(self, kind: Literal["silent", "refusing"]) -> None:
         """Answer nobody until `heal`: take requests and say nothing, or refuse connections."""
         self._partition = kind
