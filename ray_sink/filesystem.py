@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,14 @@ from typing import Protocol
 from ray_sink.errors import StagingError
 
 Buffer = bytes | bytearray | memoryview
+
+_TEMP = re.compile(r"\.(.+)\.[0-9a-f]{12}")
+
+
+def temp_for(name: str) -> str | None:
+    """The name that the file `name` was to get, if it is what a `create_with` or `replace_with` that died has left."""
+    match = _TEMP.fullmatch(name)
+    return match[1] if match else None
 
 
 class NewFile(Protocol):
@@ -109,6 +118,11 @@ class PosixFilesystem:
                 # NFS repeats a request whose reply was lost, and then meets the link it has made
                 if not os.path.samestat(temp.lstat(), path.lstat()):
                     raise
+            except FileNotFoundError as error:
+                # whoever owns the folder by now has swept our temp
+                if not os.path.lexists(path):
+                    raise
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
             except OSError as error:
                 # no hard links here (FAT, some FUSE): exclusive create is what is left
                 if not _unsupported(error):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ray_sink.errors import ObjectExistsError, ObjectMissingError, RunFencedError, RunOwnedError
-from ray_sink.filesystem import Filesystem
+from ray_sink.filesystem import Filesystem, temp_for
 from ray_sink.keys import RESERVED
 from ray_sink.stores.base import SmallObjects
 
@@ -277,6 +277,9 @@ def _top(place: Place) -> int:
 def _tidy(place: Place, epoch: int) -> None:
     """Remove what earlier epochs left; the highest claim stays for ever, so that numbers only grow."""
     for name in place.names():
-        kind, _, number = name.rpartition("-")
-        if kind in ("epoch", "beat", "released") and number.isdigit() and int(number) < epoch:
+        whole = temp_for(name)
+        kind, _, number = (whole or name).rpartition("-")
+        # nobody has use for a temp of the present number, either: its claim is ours, and we have not beaten yet
+        last = epoch if whole else epoch - 1
+        if kind in ("epoch", "beat", "released") and number.isdigit() and int(number) <= last:
             place.remove(name)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ray_sink.errors import StagingError
-from ray_sink.filesystem import PosixFilesystem, chunks_of
+from ray_sink.filesystem import PosixFilesystem, chunks_of, temp_for
 
 fs = PosixFilesystem()
 
@@ -109,6 +109,26 @@ def test_create_with_knows_its_own_success_when_the_reply_was_lost(
     fs.create_with(tmp_path / "x", b"mine")
     assert fs.read(tmp_path / "x") == b"mine"
     assert fs.list(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("won", [True, False], ids=["somebody else was first", "nobody was"])
+def test_create_with_whose_temp_was_swept_has_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, won: bool) -> None:
+    fs = PosixFilesystem()
+    link = os.link
+
+    def swept(source: Path, target: Path) -> None:
+        monkeypatch.undo()
+        (temp,) = tmp_path.iterdir()
+        assert temp_for(temp.name) == "name"
+        if won:
+            fs.create_with(tmp_path / "other", b"theirs")
+            fs.rename(tmp_path / "other", target)
+        fs.remove(temp)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", swept)
+    with pytest.raises(FileExistsError if won else FileNotFoundError):
+        fs.create_with(tmp_path / "name", b"ours")
 
 
 def test_replace_with_takes_the_place_of_what_was_there(tmp_path: Path) -> None:

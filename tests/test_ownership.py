@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from ray_sink.errors import RunFencedError, RunOwnedError, SinkError, StoreUnavailableError
+from ray_sink.filesystem import PosixFilesystem
 from ray_sink.ownership import Claim, FolderPlace, Owner, Place, StorePlace, claim
 from tests.model.disk import Disk
 from tests.model.script import Clock, Process, Script
@@ -115,6 +117,15 @@ def test_only_the_newest_claim_is_kept(roots: Roots) -> None:
         roots.claim(str(number)).release()
     for place in roots.places():
         assert place.names() == ["beat-000004", "epoch-000004", "released-000004"]
+
+
+def test_temps_of_claims_and_beats_that_died_are_cleared_away_and_those_of_later_ones_are_not(tmp_path: Path) -> None:
+    place = FolderPlace(PosixFilesystem(), tmp_path)
+    folder = tmp_path / "_ray_sink/_owner"
+    for name in ("epoch-000001", "beat-000001", "released-000001", "epoch-000002"):
+        (folder / f".{name}.0123456789ab").touch()
+    claim([place], Owner("run", "host", 1, "a"), takeover_s=1, clock=lambda: 0.0, sleep=lambda seconds: None)
+    assert place.names() == [".epoch-000002.0123456789ab", "beat-000001", "epoch-000001"]
 
 
 def test_a_shared_staging_folder_is_refused_whatever_the_destination(roots: Roots) -> None:

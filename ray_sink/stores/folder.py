@@ -20,7 +20,7 @@ from ray_sink.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from ray_sink.filesystem import Filesystem, PosixFilesystem, chunks_of
+from ray_sink.filesystem import Filesystem, PosixFilesystem, chunks_of, temp_for
 from ray_sink.keys import RESERVED
 from ray_sink.records import FileRecord, MultipartUpload, Verification
 from ray_sink.stores.base import Capabilities, ObjectInfo
@@ -226,6 +226,10 @@ class FolderStore:
             temps = self._root / _TEMPS
             for name in self._filesystem.list(temps):
                 self._filesystem.remove(temps / name)
+            for folder in self._filesystem.list(self._root / RESERVED):
+                for name in self._filesystem.list(self._root / RESERVED / folder):
+                    if temp_for(name) is not None:
+                        self._filesystem.remove(self._root / RESERVED / folder / name)
 
     def close(self) -> None:
         """See `Store.close`: nothing is held open."""

@@ -91,6 +91,8 @@ def test_a_sweep_removes_temps_of_the_dead_and_a_listing_never_shows_them(tmp_pa
     store = FolderStore(str(root), root)
     put(store, tmp_path / "staging", "a.pt")
     (root / "_ray_sink/tmp/0123").write_bytes(b"half of")
+    (root / "_ray_sink/run").mkdir()
+    (root / "_ray_sink/run/._SUCCESS.0123456789ab").write_bytes(b"half of")
     assert [found.path for found in store.list()] == ["a.pt"]
     store.sweep()
     assert names(root) == ["a.pt"]
