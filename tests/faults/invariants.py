@@ -6,6 +6,7 @@ I3 the manifest equals what is there; I4 no temp is left after clean-up; I5 ``_S
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from ray_sink.records import Receipt, State
 
 _OURS = re.compile(
     rf"{RESERVED}/(_owner/(epoch|beat|released)-\d{{6}}"
+    r"|\.?probe-[0-9a-f]+([.-]\w+)?"  # of a driver that was killed; nobody can tell it from a living one's
     r"|[^/]+/(journal/\d{6}\.\d{3}|manifest-\d{6}-[0-9a-f]{16}\.parquet|_SUCCESS))"
 )
 
@@ -40,7 +42,9 @@ class Folder:
         self.root = root
 
     def names(self) -> list[str]:
-        return sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
+        # folders may go while they are walked through
+        found = (os.path.join(folder, name) for folder, _, names in os.walk(self.root) for name in names)
+        return sorted(os.path.relpath(path, self.root) for path in found)
 
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()

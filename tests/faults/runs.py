@@ -1,0 +1,108 @@
+"""A run that is disturbed, and run again: what every case has in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from tests.faults.invariants import Checker, Folder, Objects, Reader
+from tests.faults.plan import Plan
+from tests.faults.processes import KILLED, Call, Injection, Jobs, Process
+
+T = TypeVar("T")
+
+ALL = os.environ.get("FAULTS") == "all"
+CHANGING = "openat,write,fsync,close,rename,mkdir,unlink,link,rmdir"
+"""Calls that change something, and `close`. What only looks leaves the disk as the next of these finds it."""
+
+
+def some(of: Sequence[T], count: int) -> Sequence[T]:
+    """About `count` of them, evenly; with ``FAULTS=all`` each."""
+    return of if ALL else of[:: max(1, len(of) // count)]
+
+
+@dataclass
+class Run:
+    """One run in folders of its own."""
+
+    jobs: Jobs
+    plan: Plan
+    staging: Path
+    dest: Path | str | None
+    checker: Checker
+    more: tuple[object, ...] = ()
+
+    @classmethod
+    def at(
+        cls,
+        jobs: Jobs,
+        folder: Path,
+        plan: Plan,
+        *more: object,
+        with_dest: bool = True,
+        bucket: tuple[str, Objects] | None = None,
+    ) -> Run:
+        """A run below `folder`, which is made; to a folder beside its staging folder, a bucket by URL, or nowhere."""
+        staging, dest = folder / "staging", folder / "dest"
+        staging.mkdir(parents=True)
+        place: Objects | None = None
+        target: Path | str | None = None
+        if bucket is not None:
+            target, place = bucket
+        elif with_dest:
+            dest.mkdir()
+            target, place = dest, Folder(dest)
+        return cls(jobs, plan, staging, target, Checker(staging, place, "run-1", plan.contents()), more)
+
+    @property
+    def arguments(self) -> list[object]:
+        split = ["--split"] if self.plan.split else []
+        sizes = ["--outputs", self.plan.outputs, "--seed", self.plan.seed, "--elements", self.plan.elements]
+        return ["--staging", self.staging, "--dest", self.dest or "none", *sizes, *split, *self.more]
+
+    def start(self, *more: object, **options: object) -> Process:
+        return self.jobs.start(*self.arguments, *more, **options)  # type: ignore[arg-type]
+
+    def hear(self, job: Process) -> int:
+        """Wait for its end, and check what holds then."""
+        code = job.wait()
+        self.checker.hear(job.said())
+        self.checker.unfinished()
+        return code
+
+    def disturbed(self, *more: object, inject: Sequence[Injection], **options: object) -> Process:
+        """The run with something wrong, under the eyes of a reader."""
+        with Reader(self.checker):
+            # an owner that looks alive for long: no beat of its heart mixes its calls with those of the run
+            job = self.start("--takeover-s", 60, *more, inject=inject, **options)
+            self.hear(job)
+        return job
+
+    def again(self, *more: object) -> Process:
+        """The same run once more, undisturbed: it finishes."""
+        with Reader(self.checker):
+            job = self.start("--takeover-s", 0.1, *more)
+            assert self.hear(job) == 0, job.said()[-1]
+        self.checker.finished()
+        return job
+
+    def killed_at(self, call: Call) -> bool:
+        """The run, killed before that call, and finished; whether it came to that call."""
+        job = self.disturbed(inject=[Injection(call.name, "signal=KILL", str(call.number))])
+        code = job.wait()
+        assert code in (KILLED, 0), job.said()[-1]
+        self.again()
+        return code == KILLED
+
+
+def changes(job: Process, root: Path) -> list[Call]:
+    """The calls of a traced job that change something below `root`, and those by which it says something."""
+    return [
+        call
+        for call in job.calls()
+        if (str(root) in call.text or (call.name == "write" and call.text.startswith("1<")))
+        and (call.name != "openat" or "O_CREAT" in call.text)
+    ]
