@@ -80,6 +80,7 @@ def s3_source(spec: str | None, session: Any) -> S3Source:
         function = load(spec)
         return lambda: _from_mapping(function(), spec)
     from botocore.exceptions import BotoCoreError
+    from botocore.session import Session
 
     try:
         found = session.get_credentials()
@@ -94,7 +95,9 @@ def s3_source(spec: str | None, session: Any) -> S3Source:
 
     def from_chain() -> S3Credentials:
         try:
-            frozen = found.get_frozen_credentials()
+            # what cannot renew itself is looked up again: somebody may have written new ones into the file
+            now = found if renews else Session(profile=session.profile).get_credentials() or found
+            frozen = now.get_frozen_credentials()
         except BotoCoreError as error:
             raise StoreUnavailableError(f"the AWS credentials cannot be renewed: {type(error).__name__}") from None
         expires_at = datetime.now(UTC) + _LIFE if renews else None

@@ -18,7 +18,7 @@ from ray_sink.errors import ConfigError, ObjectMissingError, SinkError, StoreErr
 from ray_sink.stores import credentials
 from ray_sink.stores.base import ObjectInfo
 from ray_sink.stores.metadata import decoded
-from ray_sink.stores.replies import Reply, error_for, parse_body, scrub
+from ray_sink.stores.replies import Reply, error_for, may_be_expired, parse_body, scrub
 from ray_sink.stores.s3_settings import S3Settings
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ class ObstoreObjects:
             raise error_for(_reply(error, 404), doing, self._url, path) from None
         except (exceptions.BaseError, OSError) as error:
             reply = _reply(error, None)
-            if reply.code == "ExpiredToken":
+            if may_be_expired(reply, doing):
                 self._made.clear()  # the next client asks for new credentials
             raise error_for(reply, doing, self._url, path) from None
         except ValueError as error:

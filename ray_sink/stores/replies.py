@@ -52,11 +52,10 @@ _TRY_LATER = frozenset(
         "XAmzContentChecksumMismatch",
         "InvalidDigest",
         "IncompleteBody",
-        "ExpiredToken",
-        "TokenRefreshRequired",
         "RequestExpired",
     ]
 )
+_EXPIRED = frozenset(["ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"])
 _SLOW_DOWN = frozenset(
     [
         "SlowDown",
@@ -89,6 +88,11 @@ _WRONG_PLACE = frozenset(["PermanentRedirect", "IllegalLocationConstraintExcepti
 _RACES = frozenset(["ConditionalRequestConflict", "OperationAborted"])
 
 
+def may_be_expired(reply: Reply, doing: str) -> bool:
+    """Whether new credentials may help. The answer to a HEAD has no body, so none says why it is a bare 400."""
+    return reply.code in _EXPIRED or (doing == "head" and reply.status == 400 and not reply.code)
+
+
 def error_for(reply: Reply, doing: str, url: str, path: str | None) -> StoreError:
     """The error that `reply` stands for.
 
@@ -106,6 +110,8 @@ def error_for(reply: Reply, doing: str, url: str, path: str | None) -> StoreErro
 
     if code == "NoSuchUpload" and doing == "abort":
         return ObjectMissingError(text, path=path)
+    if may_be_expired(reply, doing):
+        return StoreUnavailableError(f"{text}. The credentials have, or may have, expired: asking for new", path=path)
     if code in _TRY_LATER or reply.timed_out or status is None or status in (408, 425, 429):
         slow = reply.timed_out or status in (429, 503) or code in _SLOW_DOWN
         return StoreUnavailableError(text, path=path, slow_down=slow)
@@ -141,8 +147,8 @@ def parse_body(body: str) -> tuple[str, str]:
 
 
 _SECRETS = re.compile(
-    r"(?P<lead>(?:x-amz-security-token|x-amz-signature|x-amz-credential|signature|awsaccesskeyid|sig|sv|authorization"
-    r"|access_key_id|secret_access_key|secret|token|password|account_key|key_id)\s*[=:]\s*)[^\s&,;\"'<>]+",
+    r"(?P<lead>(?:x-amz-security-token|x-amz-signature|credential|signature|awsaccesskeyid|sig|sv|authorization"
+    r"|access_key_id|secret_access_key|secret|token|password|account_key|key_id)['\"]?\s*[=:]\s*(?:b?['\"])?)[^\s&,;\"'<>]+",
     re.IGNORECASE,
 )
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import aiobotocore.credentials
@@ -19,23 +21,44 @@ from ray_sink.errors import ObjectMissingError, StoreError
 from ray_sink.stores.base import ObjectInfo
 from ray_sink.stores.credentials import S3Source
 from ray_sink.stores.metadata import decoded
-from ray_sink.stores.replies import Reply, error_for, scrub
+from ray_sink.stores.replies import Reply, error_for, may_be_expired, scrub
 from ray_sink.stores.s3_settings import S3Settings
 
 _READ_BYTES = 4 * 2**20
 _RAISED = (exceptions.BotoCoreError, exceptions.ClientError, exceptions.HTTPClientError, aiohttp.ClientError, OSError)
 
 
+class _Scrubber(logging.Filter):
+    """At DEBUG botocore logs whole requests, tokens and signatures included."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = scrub(record.getMessage()), ()
+        return True
+
+
+_SCRUBBER = _Scrubber()
+_TALKATIVE = ("botocore.auth", "botocore.endpoint")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Connection:
+    """A client, and the filesystem that closes it when nobody holds it any more: whoever uses one holds both."""
+
+    filesystem: s3fs.S3FileSystem
+    client: Any
+
+
 class S3Objects:
     """See `ray_sink.stores.objects.Objects`; connects at its first request.
 
-    Requests run on fsspec's own event loop thread; any thread may call.
+    Requests run on fsspec's own event loop thread; any thread may call. That thread itself never connects: it would
+    wait for itself.
     """
 
     def __init__(self, settings: S3Settings, *, connections: int) -> None:
         self._settings = settings
         self._connections = connections
-        self._connected: tuple[s3fs.S3FileSystem, Any] | None = None
+        self._connected: _Connection | None = None
         self._connecting = threading.Lock()
 
     def put(
@@ -65,9 +88,10 @@ class S3Objects:
 
     def get(self, path: str) -> Iterator[bytes]:
         """See `Objects.get`."""
-        body = self.request("get", path, "get_object")["Body"]
+        connection = self._connection()
+        body = self._await(connection, "get", path, self._call(connection, path, "get_object", {}))["Body"]
         try:
-            while chunk := self._await("get", path, body.read(_READ_BYTES)):
+            while chunk := self._await(connection, "get", path, body.read(_READ_BYTES)):
                 yield bytes(chunk)
         finally:
             body.close()
@@ -114,46 +138,48 @@ class S3Objects:
 
     def request(self, doing: str, path: str | None, operation: str, **arguments: Any) -> dict[str, Any]:
         """One request, awaited."""
-        return self._await(doing, path, self._call(path, operation, arguments))  # type: ignore[no-any-return]
+        connection = self._connection()
+        call = self._call(connection, path, operation, arguments)
+        return self._await(connection, doing, path, call)  # type: ignore[no-any-return]
 
     def start(
         self, doing: str, path: str, operation: str, **arguments: Any
     ) -> concurrent.futures.Future[dict[str, Any]]:
         """One request, running while the caller does something else; the future raises our errors."""
-        filesystem, _ = self._connection()
+        connection = self._connection()
 
         async def run() -> dict[str, Any]:
             try:
-                return await self._call(path, operation, arguments)  # type: ignore[no-any-return]
+                return await self._call(connection, path, operation, arguments)  # type: ignore[no-any-return]
             except _RAISED as error:
-                raise self._error(error, doing, path) from None
+                raise self._error(connection, error, doing, path) from None
 
-        return asyncio.run_coroutine_threadsafe(run(), filesystem.loop)
+        return asyncio.run_coroutine_threadsafe(run(), connection.filesystem.loop)
 
-    async def _call(self, path: str | None, operation: str, arguments: dict[str, Any]) -> Any:
-        _, client = self._connection()
+    async def _call(self, connection: _Connection, path: str | None, operation: str, arguments: dict[str, Any]) -> Any:
         if path is not None:
             arguments["Key"] = self._key(path)
-        return await getattr(client, operation)(Bucket=self._settings.bucket, **arguments)
+        return await getattr(connection.client, operation)(Bucket=self._settings.bucket, **arguments)
 
-    def _await(self, doing: str, path: str | None, coroutine: Any) -> Any:
-        filesystem, _ = self._connection()
+    def _await(self, connection: _Connection, doing: str, path: str | None, coroutine: Any) -> Any:
         try:
-            return asyncio.run_coroutine_threadsafe(coroutine, filesystem.loop).result()
+            return asyncio.run_coroutine_threadsafe(coroutine, connection.filesystem.loop).result()
         except _RAISED as error:
-            raise self._error(error, doing, path) from None
+            raise self._error(connection, error, doing, path) from None
 
     def _key(self, path: str) -> str:
         return f"{self._settings.prefix}/{path}" if self._settings.prefix else path
 
-    def _connection(self) -> tuple[s3fs.S3FileSystem, Any]:
+    def _connection(self) -> _Connection:
         connected = self._connected
         if connected is None:
             with self._connecting:
                 connected = self._connected = self._connected or self._connect()
         return connected
 
-    def _connect(self) -> tuple[s3fs.S3FileSystem, Any]:
+    def _connect(self) -> _Connection:
+        for name in _TALKATIVE:
+            logging.getLogger(name).addFilter(_SCRUBBER)
         chosen = self._settings
         client: dict[str, Any] = {"region_name": chosen.region}
         if chosen.endpoint_url:
@@ -176,9 +202,9 @@ class S3Objects:
             use_listings_cache=False,
         )
         made = asyncio.run_coroutine_threadsafe(filesystem.set_session(), filesystem.loop).result()
-        return filesystem, made
+        return _Connection(filesystem, made)
 
-    def _error(self, error: Exception, doing: str, path: str | None) -> StoreError:
+    def _error(self, connection: _Connection, error: Exception, doing: str, path: str | None) -> StoreError:
         """Our error for what the client raised: the only place that knows its kinds.
 
         What it raised may hold what was signed, so it is not chained.
@@ -188,13 +214,14 @@ class S3Objects:
             said = error.response.get("Error", {})
             # an element that is there and empty is None
             code = said.get("Code") or ""
-            if code == "ExpiredToken":
-                self.close()  # the next request asks for new credentials
             # an error in a 200 is an error all the same, and the outcome is unknown
             status = 500 if status == 200 else status
-            return error_for(
-                Reply(status, "" if code.isdigit() else code, said.get("Message") or ""), doing, self._settings.url, path
-            )
+            reply = Reply(status, "" if code.isdigit() else code, said.get("Message") or "")
+            if may_be_expired(reply, doing) and self._connected is connection:
+                # the next request asks for new credentials; without the lock, which may be held by somebody who waits
+                # for this thread
+                self._connected = None
+            return error_for(reply, doing, self._settings.url, path)
         if isinstance(error, exceptions.ParamValidationError):
             return StoreError(f"{doing} {self._settings.url}: {scrub(str(error))[:300]}", path=path)
         timed_out = isinstance(error, exceptions.ReadTimeoutError | exceptions.ConnectTimeoutError | TimeoutError)

@@ -208,10 +208,10 @@ class Bench:
 
 
 @contextmanager
-def bench_at(server: S3Server, **options: Any) -> Iterator[Bench]:
+def bench_at(server: S3Server, *, signed_in: bool = True, **options: Any) -> Iterator[Bench]:
     """A bench with a bucket of its own; its options are those of `UploadOptions`."""
     with pytest.MonkeyPatch.context() as patch, Proxy(server) as proxy:
-        if "credentials" not in options:
+        if signed_in:
             sign_in(patch, server)
         bench = Bench(server.new_bucket(), proxy, options)
         try:

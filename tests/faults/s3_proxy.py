@@ -53,6 +53,10 @@ class Reply:
     body: bytes = b""
 
 
+Signer = Callable[[Request, str, bytes], Mapping[str, str]]
+"""Headers for a request, its target and its body, in place of those that it came with."""
+
+
 class ConnectionEndedError(Exception):
     """The client gets no more of its answer."""
 
@@ -60,11 +64,14 @@ class ConnectionEndedError(Exception):
 class Exchange:
     """One request on its way, in the hands of an `Action`."""
 
-    def __init__(self, request: Request, handler: BaseHTTPRequestHandler, target: tuple[str, int]) -> None:
+    def __init__(
+        self, request: Request, handler: BaseHTTPRequestHandler, upstream: tuple[str, int], sign: Signer | None
+    ) -> None:
         self.request = request
         self.length = int(request.headers.get("content-length", "0"))
         self._handler = handler
-        self._target = target
+        self._upstream = upstream
+        self._sign = sign
         self._body: bytes | None = None
 
     def body(self) -> bytes:
@@ -75,12 +82,18 @@ class Exchange:
                 raise ConnectionEndedError
         return self._body
 
+    @property
+    def target(self) -> str:
+        """Path and query, as the client wrote them."""
+        return self._handler.path
+
     def forward(self, body: bytes | None = None) -> Reply:
         """What the real server says to it, or to `body` in its place."""
         sent = self.body() if body is None else body
-        upstream = http.client.HTTPConnection(*self._target, timeout=60)
+        upstream = http.client.HTTPConnection(*self._upstream, timeout=60)
         try:
-            kept = {name: value for name, value in self.request.headers.items() if name not in _HOP_BY_HOP}
+            given = self.request.headers if self._sign is None else self._sign(self.request, self.target, sent)
+            kept = {name: value for name, value in given.items() if name.lower() not in _HOP_BY_HOP}
             kept["content-length"] = str(len(sent))
             upstream.request(self._handler.command, self._handler.path, sent, kept)
             answer = upstream.getresponse()
@@ -99,7 +112,8 @@ class Exchange:
         raise ConnectionEndedError
 
 
-Action = Callable[[Exchange], Reply]
+Action = Callable[[Exchange], Reply | None]
+"""What becomes of a request; None: the next fault has it, or the server."""
 
 
 def answer(status: int, code: str = "", more: str = "") -> Action:
@@ -129,7 +143,7 @@ def cut_body(exchange: Exchange) -> Reply:
 def lost(instead: Action = no_answer) -> Action:
     """Let the server do it, and give its client nothing, or what `instead` says."""
 
-    def act(exchange: Exchange) -> Reply:
+    def act(exchange: Exchange) -> Reply | None:
         exchange.forward()
         return instead(exchange)
 
@@ -161,9 +175,8 @@ def swallowed(status: int) -> Action:
 def after(act: Callable[[Request], object]) -> Action:
     """Pass it on once `act` is done."""
 
-    def then_pass_on(exchange: Exchange) -> Reply:
+    def then_pass_on(exchange: Exchange) -> None:
         act(exchange.request)
-        return exchange.forward()
 
     return then_pass_on
 
@@ -208,13 +221,15 @@ class Proxy:
         endpoint: its address.
         requests: all that came, in order, also those that a fault took.
         partitioned: requests that were held or refused during a partition.
+        sign: signs what goes on to the real server; None: passed on under its own signature.
     """
 
     def __init__(self, server: S3Server) -> None:
         target = urlsplit(server.endpoint)
         self.requests: list[Request] = []
         self.partitioned = 0
-        self._target = (target.hostname or "", target.port or 80)
+        self.sign: Signer | None = None
+        self._upstream = (target.hostname or "", target.port or 80)
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self._reachable = threading.Event()
@@ -278,7 +293,7 @@ class Proxy:
 
     def handle(self, handler: BaseHTTPRequestHandler) -> Reply:
         """The answer to one request."""
-        exchange = Exchange(_parsed(handler), handler, self._target)
+        exchange = Exchange(_parsed(handler), handler, self._upstream, self.sign)
         with self._lock:
             self.requests.append(exchange.request)
             faults = tuple(self._faults)
@@ -289,8 +304,8 @@ class Proxy:
                 self._reachable.wait()
             exchange.reset()
         for fault in faults:
-            if fault.takes(exchange.request):
-                return fault.action(exchange)
+            if fault.takes(exchange.request) and (reply := fault.action(exchange)) is not None:
+                return reply
         return exchange.forward()
 
     def _listen(self, port: int) -> None:

@@ -39,7 +39,8 @@ PASSING: dict[str, Action] = {
 }
 
 
-@pytest.mark.row(25, 30)
+@pytest.mark.row(25)
+@pytest.mark.row(30)
 def test_what_passes_is_tried_again_by_one_layer_alone(case: Case, caplog: pytest.LogCaptureFixture) -> None:
     tasks = [case.task(name) for name in PASSING]
     faults = [case.proxy.on("PutObject", action, key=f"/{name}.npy", times=2) for name, action in PASSING.items()]
