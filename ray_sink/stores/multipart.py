@@ -15,28 +15,34 @@ from pathlib import Path
 from typing import Any
 
 from ray_sink.checksum import checksum_of, to_base64
-from ray_sink.errors import ObjectMissingError, StoreError, StoreUnavailableError
+from ray_sink.errors import DestinationError, ObjectMissingError, StoreError, StoreUnavailableError
 from ray_sink.records import FileRecord, MultipartUpload
 from ray_sink.retry import Retry, RetryPolicy
+from ray_sink.stores.replies import PART
 from ray_sink.stores.s3_objects import S3Objects
 from ray_sink.stores.staged import staged_chunks
 
 PART_BYTES = 32 * 2**20
 _MOST_PARTS = 10_000
 _IN_FLIGHT = 4
-_PART_POLICY = RetryPolicy(attempts=4, total_s=60)
+# a part waits out some 20 s: beginning again would send all the others once more, in the middle of a storm
+_PART_POLICY = RetryPolicy(attempts=8, total_s=60)
 _ABORTS = 5
 
 Future = concurrent.futures.Future[dict[str, Any]]
 
 
 class MultipartPut:
-    """Puts files in parts and aborts what it cannot complete."""
+    """Puts files in parts and aborts what it cannot complete.
+
+    What cannot be aborted now is aborted before the next put under its name; the journal knows it, too.
+    """
 
     def __init__(self, objects: S3Objects, *, part_bytes: int = PART_BYTES, retry: Retry | None = None) -> None:
         self._objects = objects
         self._part_bytes = part_bytes
         self._retry = retry or Retry(_PART_POLICY)
+        self._left: dict[str, list[MultipartUpload]] = {}
 
     def held_bytes(self, size_bytes: int) -> int:
         """Bytes of memory that a put of a file of `size_bytes` holds."""
@@ -66,6 +72,7 @@ class MultipartPut:
         if not os.path.lexists(local):
             # before an upload is opened for it
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(local))
+        self._abort_left(file.path)
         arguments = self._objects.creation_arguments(metadata)
         if checksum:
             arguments |= {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
@@ -76,10 +83,12 @@ class MultipartPut:
             parts = self._send(local, file, upload, checksum=checksum)
             self._complete(file, upload, parts, create_only=create_only, checksum=checksum)
         except BaseException as error:
-            # the caller's error is the one that matters; the journal knows the id, so a later clean-up can finish
+            # the caller's error is the one that matters
             try:
                 self.abort(upload)
             except StoreError as second:
+                if isinstance(second, StoreUnavailableError):
+                    self._left.setdefault(file.path, []).append(upload)
                 error.add_note(f"and its multipart upload {upload.upload_id} could not be aborted: {second}")
             raise
 
@@ -90,12 +99,18 @@ class MultipartPut:
         def start(number: int, data: bytes, sum_: str) -> Future:
             extra = {"ChecksumCRC64NVME": sum_} if checksum else {}
             return self._objects.start(
-                "put", file.path, "upload_part", UploadId=upload.upload_id, PartNumber=number, Body=data, **extra
+                PART, file.path, "upload_part", UploadId=upload.upload_id, PartNumber=number, Body=data, **extra
             )
 
         def finish() -> None:
             number, data, sum_, first = in_flight.popleft()
-            answer = self._retry.call(lambda attempt: (first if attempt == 1 else start(number, data, sum_)).result())
+            try:
+                answer = self._retry.call(
+                    lambda attempt: (first if attempt == 1 else start(number, data, sum_)).result()
+                )
+            except ObjectMissingError as error:
+                # a lifecycle rule, or somebody who cleans up: no part can be sent any more
+                raise StoreUnavailableError(f"{error}: the upload was removed", path=file.path) from error
             part = {"PartNumber": number, "ETag": answer["ETag"]}
             parts.append(part | {"ChecksumCRC64NVME": sum_} if checksum else part)
 
@@ -148,15 +163,35 @@ class MultipartPut:
 
     def abort(self, upload: MultipartUpload) -> None:
         """Abort `upload`, and again if a part raced the first abort; nothing happens if it is gone."""
+        may_list = True
         for _ in range(_ABORTS):
             try:
-                self._objects.request("abort", upload.path, "abort_multipart_upload", UploadId=upload.upload_id)
-                left = self._objects.request("abort", upload.path, "list_parts", UploadId=upload.upload_id, MaxParts=1)
+                self._ask(upload, "abort_multipart_upload")
+                if may_list and not self._ask(upload, "list_parts", MaxParts=1).get("Parts"):
+                    return
             except ObjectMissingError:
                 return
-            if not left.get("Parts"):
-                return
-        raise StoreUnavailableError(f"abort {upload.path}: parts keep arriving in {upload.upload_id}", path=upload.path)
+            except DestinationError:
+                if not may_list:
+                    raise
+                # the right to list may be missing: then abort until it is gone, as often as we would have looked
+                may_list = False
+        if may_list:
+            raise StoreUnavailableError(
+                f"abort {upload.path}: parts keep arriving in {upload.upload_id}", path=upload.path
+            )
+
+    def _ask(self, upload: MultipartUpload, operation: str, **arguments: Any) -> dict[str, Any]:
+        return self._retry.call(
+            lambda _: self._objects.request("abort", upload.path, operation, UploadId=upload.upload_id, **arguments)
+        )
+
+    def _abort_left(self, path: str) -> None:
+        """Nobody else puts under `path`, so no lock is needed."""
+        while left := self._left.get(path):
+            self.abort(left[-1])
+            left.pop()
+        self._left.pop(path, None)
 
     def _part_size(self, size_bytes: int) -> int:
         # as few as 10,000 parts, in whole MiB

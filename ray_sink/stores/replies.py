@@ -16,6 +16,9 @@ from ray_sink.errors import (
     StoreUnavailableError,
 )
 
+PART = "put part of"
+"""What was asked, where it was a part of a larger object."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -108,7 +111,7 @@ def error_for(reply: Reply, doing: str, url: str, path: str | None) -> StoreErro
     words = scrub(reply.message).strip().rstrip(".")
     text = f"{doing} {where}: {said}{': ' + words if words else ''}"
 
-    if code == "NoSuchUpload" and doing == "abort":
+    if code == "NoSuchUpload" and doing in ("abort", PART):
         return ObjectMissingError(text, path=path)
     if may_be_expired(reply, doing):
         return StoreUnavailableError(f"{text}. The credentials have, or may have, expired: asking for new", path=path)

@@ -73,6 +73,7 @@ class Case:
     """One test's part of a bench: names, staged files and requests of its own.
 
     Attributes:
+        bucket: its name.
         staging: the staging root.
         multiparts: multipart uploads that were told of, in order.
         reader: looks on from the beginning.
@@ -81,10 +82,11 @@ class Case:
     def __init__(self, bench: Bench, staging: Path) -> None:
         self.bench = bench
         self.store, self.proxy, self.client = bench.store, bench.proxy, bench.client
+        self.bucket = bench.bucket.name
         self.staging = staging
         self.multiparts: list[MultipartUpload] = []
         self.prefix = f"{os.urandom(4).hex()}/"
-        self.reader = Reader(bench.client, bench.bucket.name, self.prefix)
+        self.reader = Reader(bench.client, self.bucket, self.prefix)
         self._contents: dict[str, bytes] = {}
 
     def uploader(self, run_id: str = "run-1", *, attempts: int = 8) -> Uploader:
@@ -127,18 +129,18 @@ class Case:
         return [request.operation for request in self.proxy.requests if request.key == f"{self.prefix}{name}.npy"]
 
     def put_by_another(self, name: str, data: bytes = b"another's") -> bytes:
-        self.client.put_object(Bucket=self.bench.bucket.name, Key=f"{self.prefix}{name}.npy", Body=data)
+        self.client.put_object(Bucket=self.bucket, Key=f"{self.prefix}{name}.npy", Body=data)
         return data
 
     def multipart_by_another(self, name: str) -> str:
         """The id of one under the name of an output; a part of it is there, too."""
-        at = {"Bucket": self.bench.bucket.name, "Key": f"{self.prefix}{name}.npy"}
+        at = {"Bucket": self.bucket, "Key": f"{self.prefix}{name}.npy"}
         begun: str = self.client.create_multipart_upload(**at)["UploadId"]
         self.client.upload_part(**at, UploadId=begun, PartNumber=1, Body=b"theirs")
         return begun
 
     def open_multiparts(self) -> list[str]:
-        found = self.client.list_multipart_uploads(Bucket=self.bench.bucket.name, Prefix=self.prefix)
+        found = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=self.prefix)
         return [upload["UploadId"] for upload in found.get("Uploads", ())]
 
     def check(
@@ -162,9 +164,9 @@ class Case:
         reported = sorted(outcome.key for outcome in outcomes if outcome.error is not None)
         expected = sorted(map(self.key, failed))
         assert reported == expected, [outcome.error for outcome in outcomes if outcome.error is not None]
-        assert len(outcomes) == len({outcome.key for outcome in outcomes}) == len(self._contents)
+        assert len(outcomes) == len({outcome.key for outcome in outcomes}) == len(self._contents), "I1"
         ours = {path: data for path, data in self._contents.items() if path.removesuffix(".npy") not in reported}
-        assert _contents(self.client, self.bench.bucket.name, self.prefix) == theirs | ours
+        assert _contents(self.client, self.bucket, self.prefix) == theirs | ours
         for path, versions in self.reader.seen.items():
             allowed = {data for data in (theirs.get(path), ours.get(path)) if data is not None}
             assert versions <= allowed, f"a reader saw something else under {path}"
