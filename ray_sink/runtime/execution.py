@@ -7,7 +7,9 @@ execution counts as incomplete, with that as its reason.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -63,6 +65,7 @@ class Watch(ExecutionCallback):
         self._operator: Any = None
         self._ended_by_itself = False
         self._unknown: str | None = None
+        self._actors: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def before_execution_starts(self, executor: Any) -> None:
         """Find the operator; a dataset made before or beside ours has none."""
@@ -90,6 +93,7 @@ class Watch(ExecutionCallback):
 
     def on_execution_step(self, executor: Any) -> None:
         """An operator that nothing follows is not marked."""
+        self._remember_actors(executor)
         if self._operator is None or self._ended_by_itself or self._unknown:
             return
         try:
@@ -100,13 +104,30 @@ class Watch(ExecutionCallback):
         except AttributeError as error:
             self._unknown = str(error)
 
+    def _remember_actors(self, executor: Any) -> None:
+        """All actors of the execution, for its failure.
+
+        Ray Data lets go of them then, but the failed tasks hold them in their tracebacks: their GPUs and CPUs would be
+        taken until the garbage collector comes by, or as long as somebody has the exception, and the next dataset would
+        wait for them for ever.
+        """
+        if self._operator is None:
+            return
+        with contextlib.suppress(AttributeError):
+            for operator in executor._topology:
+                pool = getattr(operator, "_actor_pool", None)
+                if pool is not None:
+                    self._actors.update([*pool._running_actors, *pool._pending_actors.values()])
+
     def after_execution_succeeds(self, executor: Any) -> None:
         """Also called when an iterator was dropped half way."""
         self._report(executor, None if self._ended_by_itself else _CUT_SHORT)
 
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        """A failure after the sink's operator has ended leaves nothing undone."""
+        """A failure after the sink's operator has ended leaves nothing undone. The actors are told to end."""
         self._report(executor, None if self._ended_by_itself else f"failed: {_gist(error)}")
+        for actor in list(self._actors):
+            actor.__ray_terminate__.remote()
 
     def _report(self, executor: Any, reason: str | None) -> None:
         if self._operator is None and self._unknown is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from ray_sink import Sink
 from ray_sink.errors import RunIncomplete
+from tests.runtime.conftest import pids_of
 from tests.runtime.datasets import cases, check_doubled, doubling, open_sink, within
+from tests.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -84,6 +87,23 @@ def test_a_dataset_that_was_cut_short_is_not(
     sink: Sink, consume: Callable[[Dataset], object], why: str, request: pytest.FixtureRequest
 ) -> None:
     assert why in verdict(sink, consume, str(abs(hash(request.node.name))))
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_the_actors_of_a_failed_dataset_are_let_go(sink: Sink, wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold GPUs; and Ray Data leaves their handles to the garbage collector, which may not come for hours."""
+    monkeypatch.setattr(DataContext.get_current(), "raise_original_map_exception", not wrapped)
+
+    def model(batch: dict[str, Any]) -> dict[str, Any]:
+        raise ZeroDivisionError("the model's own")
+
+    gc.disable()
+    try:
+        with pytest.raises(Exception, match="the model's own"):
+            sink.run(cases(ROWS, BLOCKS), model, key=f"let go {wrapped}/{{id}}", num_cpus=0.5)
+        until(lambda: not pids_of("MapWorker"), deadline_s=15)
+    finally:
+        gc.enable()
 
 
 def test_a_limit_in_front_of_the_sink_is_a_smaller_dataset(sink: Sink) -> None:
