@@ -105,6 +105,20 @@ class UploadFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskFull:
+    """A writer waits for room on a disk.
+
+    Attributes:
+        reason: the error's message, which names the disk.
+    """
+
+    NAME: ClassVar[str] = "disk_full"
+    LEVEL: ClassVar[int] = logging.WARNING
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class BeatMissed:
     """An owner could not move its counter on; it tries again.
 

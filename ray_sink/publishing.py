@@ -7,22 +7,22 @@ Sink's: durable before the ledger is asked, under a final name only after it has
 from __future__ import annotations
 
 import copy
-import io
 import os
 import re
 import stat
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Generic, Protocol, TypeVar, cast
+from typing import BinaryIO, Generic, Protocol, TypeVar
 
-from ray_sink.budget import ByteBudget
 from ray_sink.config import GiB
 from ray_sink.errors import ConfigError, SinkError, StagingError
 from ray_sink.filesystem import Buffer
+from ray_sink.patience import Patience, Tick, is_silence
 from ray_sink.records import Decision, Proposal, Receipt, State, TempFile, receipt_of
 from ray_sink.staging import Staging
+from ray_sink.temps import LocalTemps, chunks_of_temp
 
 FileT = TypeVar("FileT")
 """A file that is encoded and has no final name yet."""
@@ -33,8 +33,6 @@ Encode = Callable[[BinaryIO], None]
 
 _ATTEMPT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-_CHUNK_BYTES = 4 * 2**20
-_IN_MEMORY_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +200,8 @@ class ReplacePublishing:
 class DecidedPublishing:
     """Local temp, staged temp, decision, final name, receipt: the order that loses nothing.
 
-    1. Each file is encoded locally: in memory when it is small, else in a file without a name, which goes with its
-       process however that ends.
-    2. It is copied into the staging folder under a temp name, checksummed and fsynced.
+    1. Each file is encoded locally: see `ray_sink.temps.LocalTemps`.
+    2. It is copied into the staging folder under a temp name, checksummed and fsynced; after an error under a new one.
     3. Once a batch: the temps' folder is synced, the ledger decides, the winners get their names, the ledger is told,
        the losers' temps are removed.
 
@@ -221,6 +218,7 @@ class DecidedPublishing:
         temp_dir: folder for local temps; None: the system's.
         temp_bytes: most bytes of local temps at a time, in memory and on disk; a larger file goes alone. Counted by
             `FileSlot.bound_bytes`.
+        patience: with disks that are full, broken or silent.
     """
 
     def __init__(
@@ -233,6 +231,7 @@ class DecidedPublishing:
         locate: Callable[[Sequence[str]], Sequence[Receipt | SinkError]],
         temp_dir: str | os.PathLike[str] | None = None,
         temp_bytes: int = 4 * GiB,
+        patience: Patience | None = None,
     ) -> None:
         """Make `temp_dir` if it is missing.
 
@@ -244,12 +243,8 @@ class DecidedPublishing:
         self._decide = decide
         self._published = published
         self._locate = locate
-        self._temp_dir = Path(temp_dir) if temp_dir is not None else Path(tempfile.gettempdir())
-        self._budget = ByteBudget(temp_bytes)
-        try:
-            self._temp_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"the folder for local temps, {self._temp_dir}, cannot be made: {error}") from error
+        self._patience = patience or Patience()
+        self._temps = LocalTemps(temp_dir, temp_bytes, self._patience)
 
     def prepare(self, slot: FileSlot, encode: Encode) -> TempFile:
         """See `Publishing.prepare`.
@@ -260,25 +255,24 @@ class DecidedPublishing:
         """
         if not _ATTEMPT.fullmatch(slot.attempt):
             raise ConfigError(f"attempt {slot.attempt!r:.80} must be 1 to 200 of A-Z a-z 0-9 _ - and inner dots")
-        with self._budget.take(slot.bound_bytes), self._local(slot.bound_bytes) as local:
-            try:
-                encode(local)
-                local.seek(0)
-            except OSError as error:
-                raise StagingError(f"could not write a temp in {self._temp_dir}: {error}") from error
-            return self._staging.stage(self._term, f"{slot.attempt}.{slot.number}", slot.path, _chunks(local))
+        name = f"{slot.attempt}.{slot.number}"
+        with self._temps.encoded(slot.bound_bytes, encode) as local:
+            return self._patience.again(lambda number: self._stage(slot, f"{name}~{number}" if number else name, local))
 
-    def _local(self, bound_bytes: int) -> BinaryIO:
-        if bound_bytes <= _IN_MEMORY_BYTES:
-            return io.BytesIO()
-        try:
-            return cast(BinaryIO, tempfile.TemporaryFile(dir=self._temp_dir))
-        except OSError as error:
-            raise StagingError(f"could not make a temp in {self._temp_dir}: {error}") from error
+    def _stage(self, slot: FileSlot, name: str, local: BinaryIO) -> TempFile:
+        def stage(tick: Tick) -> TempFile:
+            return self._staging.stage(self._term, name, slot.path, _ticking(chunks_of_temp(local), tick))
+
+        return self._patience.within(f"staging {slot.path!r} in {self._staging.root}", stage)
 
     def discard(self, files: Sequence[TempFile]) -> None:
         """See `Publishing.discard`."""
-        self._staging.drop([Proposal("", "", tuple(files))])
+        self._drop([Proposal("", "", tuple(files))])
+
+    def _drop(self, proposals: Sequence[Proposal]) -> None:
+        # temps that cannot be removed now are swept
+        with suppress(StagingError):
+            self._patience.within("removing temps", lambda tick: self._staging.drop(proposals))
 
     def publish(self, outputs: Sequence[Prepared[TempFile]]) -> list[Receipt | SinkError]:
         """See `Publishing.publish`. An error that is no SinkError comes through; the temps stay then, too."""
@@ -286,9 +280,9 @@ class DecidedPublishing:
             Proposal(output.key, output.attempt, output.files, output.source, output.notes) for output in outputs
         ]
         try:
-            self._staging.sync_temps(self._term)
+            self._patience.within("syncing temps", lambda tick: self._staging.sync_temps(self._term))
         except StagingError as error:
-            self._staging.drop(proposals)
+            self._drop(proposals)
             return [about(proposal.key, error) for proposal in proposals]
         try:
             decisions = self._decide(proposals)
@@ -296,7 +290,8 @@ class DecidedPublishing:
             return [about(proposal.key, error) for proposal in proposals]
         pairs = list(zip(proposals, decisions, strict=True))
         outcomes = self._settle([d.winner for _, d in pairs if d.winner is not None and d.receipt is None])
-        self._staging.drop([p for p, d in pairs if d.winner is None or d.winner.attempt != p.attempt])
+        if losers := [p for p, d in pairs if d.winner is None or d.winner.attempt != p.attempt]:
+            self._drop(losers)
         return [self._outcome(decision, outcomes) for decision in decisions]
 
     def _outcome(self, decision: Decision, outcomes: dict[str, Receipt | SinkError]) -> Receipt | SinkError:
@@ -331,20 +326,17 @@ class DecidedPublishing:
         if not winners:
             return []
         try:
-            return list(dict.fromkeys(self._staging.publish(winners)))
+            found = self._patience.within("publishing", lambda tick: self._staging.publish(winners))
+            return list(dict.fromkeys(found))
         except StagingError as error:
-            if len(winners) == 1:
-                failed[winners[0].key] = error
+            if len(winners) == 1 or is_silence(error):
+                failed.update({winner.key: about(winner.key, error) for winner in winners})
                 return []
         # one of them stands in the way of the others: publishing may be repeated, so find out which
         return [key for winner in winners for key in self._publish([winner], failed)]
 
 
-def _chunks(file: BinaryIO) -> Iterator[Buffer]:
-    """All of `file`, which is at its start; a large one in views of one reused buffer."""
-    if isinstance(file, io.BytesIO):
-        yield file.getvalue()  # no copy: the buffer itself, which a view would keep from being closed
-        return
-    view = memoryview(bytearray(_CHUNK_BYTES))
-    while count := file.readinto(view):  # type: ignore[attr-defined]  # typing.BinaryIO leaves it out
-        yield view[:count]
+def _ticking(chunks: Iterable[Buffer], tick: Tick) -> Iterator[Buffer]:
+    for chunk in chunks:
+        tick()
+        yield chunk

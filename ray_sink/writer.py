@@ -208,7 +208,8 @@ class Writer(Generic[FileT, ResultT]):
 
         def encode(file: BinaryIO) -> None:
             told = self.file_format.encode(values.to_host(piece.value), file)
-            notes.extend(told if piece.name is None else (f"{piece.name}: {note}" for note in told))
+            # all of them anew: a file that failed is encoded again
+            notes[:] = told if piece.name is None else (f"{piece.name}: {note}" for note in told)
 
         def job() -> tuple[FileT, list[str]]:
             bound_bytes = values.encoded_bound_bytes(piece.value)

@@ -410,7 +410,7 @@ def test_local_temps_have_no_name_and_are_gone_afterwards(book: Book, tmp_path: 
     def fault(tensor: Tensor) -> None:
         seen.append(os.listdir(temp_dir))
         if tensor.max() == 1:
-            raise OSError(28, "No space left on device")
+            raise OSError(27, "File too large")
 
     with a_writer(book, file_format=Named(fault), temp_dir=temp_dir) as writer:
         results = writer.write_batch([Output("k", torch.zeros(count), "a"), Output("j", torch.ones(count), "b")])
@@ -443,12 +443,12 @@ def test_local_temps_stay_within_their_budget_and_a_large_one_goes_alone(book: B
     with writer:
         batch.start()
         # two of 0.4 MB fit into 1 MiB; the third and the one of 4 MB wait
-        until(lambda: len(entered) == 2 and len(publishing._budget._waiting) == 2)
-        assert publishing._budget.used_bytes < 2**20
+        until(lambda: len(entered) == 2 and len(publishing._temps._budget._waiting) == 2)
+        assert publishing._temps._budget.used_bytes < 2**20
         opened.set()
         batch.join(30)
     assert len([good(result) for result in results]) == 4
-    assert publishing._budget.used_bytes == 0
+    assert publishing._temps._budget.used_bytes == 0
 
 
 def test_a_budget_is_first_come_first_served() -> None:

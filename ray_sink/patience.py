@@ -1,0 +1,120 @@
+"""How long a filesystem is waited for that is full, fails for a moment, or does not answer."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import TypeVar
+
+from ray_sink.errors import StagingError
+from ray_sink.events import DiskFull, emit
+
+T = TypeVar("T")
+
+Tick = Callable[[], None]
+"""Called by whoever has got on a bit."""
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_MOMENTARY = frozenset({errno.EIO, errno.ESTALE, errno.EINTR, errno.EAGAIN, errno.EBUSY})
+_TRIES = 3
+_PAUSE_S = 0.5
+
+
+class Patience:
+    """Tries again, with a new file each time, and gives up what never comes back.
+
+    Args:
+        full_s: how long a full disk is waited for, seconds.
+        silent_s: how long a file operation may take, or one 4 MiB part of a copy, until it is given up, seconds.
+        clock: monotonic, seconds.
+        sleep: waits for seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        full_s: float = 600.0,
+        silent_s: float = 600.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._full_s = full_s
+        self._silent_s = silent_s
+        self._clock = clock
+        self._sleep = sleep
+
+    def again(self, attempt: Callable[[int], T]) -> T:
+        """Return what `attempt` returns.
+
+        Args:
+            attempt: gets the number of the try, from 0. It begins anew each time: what an fsync or a write has failed
+                may look whole afterwards, and is not.
+
+        Raises:
+            StagingError: the last one; or one that another try cannot mend.
+        """
+        began_s = self._clock()
+        failures = waits = 0
+        for number in count():
+            try:
+                return attempt(number)
+            except StagingError as error:
+                code = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+                if code in _FULL:
+                    waited_s = self._clock() - began_s
+                    if waited_s >= self._full_s:
+                        raise StagingError(f"{error} (waited {waited_s:.0f} s for room)") from error.__cause__
+                    if not waits:
+                        emit(DiskFull(str(error)))
+                    waits += 1
+                    self._sleep(_PAUSE_S)
+                elif code in _MOMENTARY and failures < _TRIES - 1:
+                    failures += 1
+                else:
+                    raise
+        raise AssertionError("count() has no end")
+
+    def within(self, doing: str, call: Callable[[Tick], T]) -> T:
+        """Return what `call` returns, unless it shows no life for `silent_s`.
+
+        A thread inside a file operation cannot be stopped: it is left behind, and whatever it still does must be
+        harmless.
+
+        Raises:
+            StagingError: it was given up; caused by a TimeoutError.
+        """
+        ended = threading.Event()
+        results: list[T] = []
+        errors: list[BaseException] = []
+        last_s = self._clock()
+
+        def tick() -> None:
+            nonlocal last_s
+            last_s = self._clock()
+
+        def run() -> None:
+            try:
+                results.append(call(tick))
+            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                errors.append(error)
+            finally:
+                ended.set()
+
+        threading.Thread(target=run, name="ray_sink-file", daemon=True).start()
+        while not ended.wait(max(0.0, last_s + self._silent_s - self._clock())):
+            if self._clock() - last_s >= self._silent_s:
+                raise StagingError(
+                    f"{doing}: the filesystem has not answered for {self._silent_s:g} s. See whether it hangs; what was"
+                    " decided is safe"
+                ) from TimeoutError(errno.ETIMEDOUT, "no answer")
+        if errors:
+            raise errors[0]
+        return results[0]
+
+
+def is_silence(error: StagingError) -> bool:
+    """Whether `error` is that of `Patience.within`: asking the same filesystem again would only take as long."""
+    return isinstance(error.__cause__, TimeoutError)
