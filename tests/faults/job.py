@@ -12,6 +12,7 @@ producer would know, a JSON object a line, each at once:
 ``uploaded``       a key whose upload is journaled
 ``sealed``         how many outputs the seal holds
 ``error``          why the run was not sealed: type and message
+``event``          what the library logs, with its fields
 =================  ==============================================================================================
 
 It ends with 0 when the run is sealed, 1 when it is not, and 70 when its journal failed.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import queue
 import sys
@@ -33,12 +35,14 @@ from typing import Any, ParamSpec, TypeVar
 from ray_sink.book import DatasetState
 from ray_sink.config import UploadOptions
 from ray_sink.errors import OutputsFailed, RunIncomplete, SinkError
+from ray_sink.events import LOGGER_NAME
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.heart import Heart
 from ray_sink.keys import RESERVED
 from ray_sink.ledger import Ledger, LedgerOptions
 from ray_sink.manifest import read_seal, seal
 from ray_sink.ownership import FolderPlace, Owner, Place, StorePlace, claim
+from ray_sink.patience import Patience
 from ray_sink.places import checked_dest, checked_staging
 from ray_sink.publishing import DecidedPublishing
 from ray_sink.records import Decision, MultipartUpload, Proposal, Receipt, RunInfo, State, TempFile, UploadOutcome
@@ -64,6 +68,13 @@ def told(receipt: Receipt) -> dict[str, object]:
         "state": receipt.state.value,
         "files": {file.path: file.checksum for file in receipt.files},
     }
+
+
+class _Saying(logging.Handler):
+    """The library's events."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(event=getattr(record, "event", record.getMessage()), **getattr(record, "fields", {}))
 
 
 class Job:
@@ -220,6 +231,7 @@ class Job:
             published=self._published,
             locate=self._locate,
             temp_dir=self.arguments.temp_dir,
+            patience=Patience(silent_s=self.arguments.silent_s),
         )
         return Writer(FORMAT, self.plan.dict_mode, publishing, threads=self.arguments.threads)
 
@@ -308,6 +320,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     add("--writers", type=int, default=1)
     add("--threads", type=int, default=1, help="of each writer; 1: what it does has one order")
     add("--temp-dir", type=Path)
+    add("--silent-s", type=float, default=60.0, help="how long a file operation may take")
     add("--nonce", help="makes the names of attempts known beforehand")
     add("--again", action="store_true", help="write what is committed, too, as a retried batch does")
     add("--on-conflict", default="error")
@@ -321,6 +334,9 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
+    logger = logging.getLogger(LOGGER_NAME)
+    logger.handlers = [_Saying(logging.WARNING)]
+    logger.propagate = False
     try:
         Job(parsed(argv)).run()
     except (SinkError, OSError) as error:

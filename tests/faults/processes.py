@@ -9,9 +9,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -24,6 +24,7 @@ from tests.waiting import until
 
 KILLED = -signal.SIGKILL
 _CALL = re.compile(r"(?P<tid>\d+)\s+(?P<name>\w+)\((?P<rest>.*)")
+_REST = re.compile(r"(?P<tid>\d+)\s+<\.\.\. \w+ resumed>(?P<rest>.*)")
 
 
 def needs(what: str, there: bool) -> None:
@@ -96,6 +97,16 @@ class Process:
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
+    def stops(self, deadline_s: float = 30) -> None:
+        """Return when an injected SIGSTOP has stopped it."""
+
+        def stopped() -> bool:
+            # strace leaves a stopped tracee in a trace stop of its own kind
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            return state in "Tt" and "--- stopped by SIGSTOP ---" in self.log.read_text(errors="replace")
+
+        until(stopped, deadline_s=deadline_s)
+
     def wait(self, deadline_s: float = 60) -> int:
         """Its exit status; a negative one is the signal that ended it."""
         if self._ended is None:
@@ -137,14 +148,18 @@ class Process:
     def calls(self) -> list[Call]:
         """The system calls that strace has seen, in the order in which they began."""
         counts: dict[tuple[int, str], int] = {}
-        found = []
+        found: list[Call] = []
+        begun: dict[int, int] = {}
         for line in self.log.read_text(errors="replace").splitlines():
-            match = _CALL.match(line)
-            if match is None:
-                continue
-            key = (int(match["tid"]), match["name"])
-            counts[key] = counts.get(key, 0) + 1
-            found.append(Call(*key, match["rest"], counts[key]))
+            if match := _REST.match(line):
+                # another thread's call came in between
+                at = begun[int(match["tid"])]
+                found[at] = replace(found[at], text=found[at].text + match["rest"])
+            elif match := _CALL.match(line):
+                key = (int(match["tid"]), match["name"])
+                counts[key] = counts.get(key, 0) + 1
+                begun[key[0]] = len(found)
+                found.append(Call(*key, match["rest"], counts[key]))
         return found
 
     def injected(self) -> list[str]:
@@ -177,6 +192,7 @@ class Jobs:
         inject: Sequence[Injection] = (),
         trace: str | None = None,
         paths: Sequence[Path] = (),
+        first: Callable[[int], object] = lambda pid: None,
     ) -> Process:
         """Start a job.
 
@@ -185,6 +201,7 @@ class Jobs:
             inject: faults.
             trace: system calls to log besides those; None: only those.
             paths: look only at calls on these files, and inject only there.
+            first: called with its process id before it begins.
         """
         folder = Path(tempfile.mkdtemp(prefix="job-"))
         inner, go = zygote.started(self._context, [str(argument) for argument in argv], folder / "out")
@@ -192,6 +209,7 @@ class Jobs:
         self._started.append(process)
         if inject or trace:
             process.strace = self._attach(process, inject, trace, paths)
+        first(process.pid)
         process.begin()
         return process
 

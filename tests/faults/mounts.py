@@ -1,0 +1,28 @@
+"""Small filesystems of their own; only root can mount."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.faults.processes import needs
+
+
+@contextmanager
+def tmpfs(at: Path, size_bytes: int) -> Iterator[Path]:
+    """A filesystem in memory that is full after so many bytes."""
+    at.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(at)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    needs(f"the right to mount (mount says: {done.stderr.strip()})", done.returncode == 0 and os.path.ismount(at))
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", "-l", str(at)], check=True)
+
+
+def resize(at: Path, size_bytes: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size_bytes}", str(at)], check=True)
