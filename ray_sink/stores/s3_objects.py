@@ -25,6 +25,7 @@ from ray_sink.stores.replies import Reply, error_for, may_be_expired, scrub
 from ray_sink.stores.s3_settings import S3Settings
 
 _READ_BYTES = 4 * 2**20
+_READ_TIMEOUT_S = 60
 _RAISED = (exceptions.BotoCoreError, exceptions.ClientError, exceptions.HTTPClientError, aiohttp.ClientError, OSError)
 
 
@@ -194,7 +195,7 @@ class S3Objects:
             config_kwargs={
                 "retries": {"total_max_attempts": 1},
                 "connect_timeout": 5,
-                "read_timeout": 60,
+                "read_timeout": _READ_TIMEOUT_S,
                 "max_pool_connections": self._connections,
                 "s3": {"addressing_style": "path"} if chosen.endpoint_url else {},
             },
