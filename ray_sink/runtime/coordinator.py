@@ -248,7 +248,7 @@ class Coordinator:
                     answers = iter(await self._on_ledger(ledger.decide, together))
                     for some, waiter in batch:
                         waiter.set_result([next(answers) for _ in some])
-                except SinkError as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
                     for _, waiter in batch:
                         waiter.set_exception(error)
         decisions: list[Decision] = await future
@@ -362,14 +362,20 @@ class Coordinator:
         return await self._on_ledger(lambda: list(self._book().receipts()))
 
     async def stop(self, sweep: bool) -> None:
-        """End this life in good order; `sweep` removes the temps of attempts that nobody will finish."""
+        """End this life in good order; `sweep` removes the temps of attempts that nobody will finish.
+
+        Raises:
+            StagingError: they could not be removed. Nothing is lost by it.
+        """
         self._closing = True
         await self._notify()
         if self._ledger is not None:
             await self._on_ledger(self._ledger.close)
         if sweep and self._ledger is not None:
-            term = self._ledger.term
-            await self._on_ledger(lambda: self._staging.sweep(term, finished=True))
+            try:
+                await asyncio.to_thread(self._staging.sweep, self._ledger.term, finished=True)
+            except OSError as error:
+                raise StagingError(f"temps stay below {self._spec.info.staging} until the next run: {error}") from error
 
 
 def failed_error(failures: Mapping[str, str]) -> OutputsFailed:

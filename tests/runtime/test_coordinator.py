@@ -1,0 +1,65 @@
+"""The coordinator as a plain object, where no actor is needed to see it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from ray_sink import Limits, SaveFormat, UploadOptions, WriterOptions
+from ray_sink.errors import StagingError
+from ray_sink.ledger import LedgerOptions
+from ray_sink.records import RunInfo
+from ray_sink.runtime.coordinator import Coordinator
+from ray_sink.runtime.messages import RunSpec
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Coordinator:
+    info = RunInfo(
+        run_id="run",
+        dest=None,
+        staging=str(tmp_path),
+        save_format=SaveFormat.PYTORCH_PT,
+        dict_mode="single",
+        fingerprint=None,
+    )
+    spec = RunSpec(
+        info=info,
+        epoch=1,
+        format=SaveFormat.PYTORCH_PT,
+        ack="staged",
+        writers=WriterOptions(),
+        upload=UploadOptions(),
+        limits=Limits(),
+    )
+    return Coordinator(spec, LedgerOptions(), {})
+
+
+def fail(*_: object, **__: object) -> NoReturn:
+    raise ZeroDivisionError("nobody foresaw it")
+
+
+def test_whatever_breaks_a_decision_reaches_all_who_wait_for_it(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator._ledger, "decide", fail)
+
+    async def together() -> list[object]:
+        waiting = [coordinator.decide([]) for _ in range(5)]
+        return list(await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10))
+
+    assert [type(outcome) for outcome in asyncio.run(together())] == [ZeroDivisionError] * 5
+
+
+def test_temps_that_cannot_be_swept_are_said_and_end_nothing(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(coordinator._staging, "sweep", refuse)
+    with pytest.raises(StagingError, match="not yours"):
+        asyncio.run(coordinator.stop(True))
