@@ -197,8 +197,12 @@ class Job:
         size = self.arguments.batch
         batches: queue.SimpleQueue[Sequence[int]] = queue.SimpleQueue()
         for first in range(0, len(numbers), size):
-            batches.put(numbers[first : first + size])
+            for _ in range(2 if self.arguments.twice else 1):
+                batches.put(numbers[first : first + size])
         errors: list[BaseException] = []
+        if self.arguments.keys:
+            with self._writer() as writer:
+                self._write_batch(writer, [(key, 10_000 + n) for n, key in enumerate(self.arguments.keys)])
         if self.arguments.writers == 1:
             self._serve(batches, errors)
         else:
@@ -217,7 +221,7 @@ class Job:
         try:
             with self._writer() as writer:
                 while not errors:
-                    self._write_batch(writer, batches.get_nowait())
+                    self._write_batch(writer, [(self.plan.key(number), number) for number in batches.get_nowait()])
         except queue.Empty:
             return
         except BaseException as error:  # noqa: BLE001 - raised by `_write`
@@ -235,12 +239,11 @@ class Job:
         )
         return Writer(FORMAT, self.plan.dict_mode, publishing, threads=self.arguments.threads)
 
-    def _write_batch(self, writer: Writer[TempFile, Receipt], numbers: Sequence[int]) -> None:
+    def _write_batch(self, writer: Writer[TempFile, Receipt], batch: Sequence[tuple[str, int]]) -> None:
         outputs = []
-        for number in numbers:
-            key = self.plan.key(number)
+        for key, number in batch:
             say(accepted=key)
-            attempt = f"{number:04d}-{self.arguments.nonce or os.urandom(4).hex()}"
+            attempt = f"{number:04d}-{self.arguments.nonce or os.urandom(8).hex()}"
             outputs.append(Output(key, self.plan.value(number), attempt, source=f"outputs/{number}"))
         for output, result in zip(outputs, writer.write_batch(outputs), strict=True):
             if isinstance(result, SinkError):
@@ -323,6 +326,8 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     add("--silent-s", type=float, default=60.0, help="how long a file operation may take")
     add("--nonce", help="makes the names of attempts known beforehand")
     add("--again", action="store_true", help="write what is committed, too, as a retried batch does")
+    add("--twice", action="store_true", help="write every batch twice")
+    add("--keys", nargs="*", default=[], help="write these keys, too")
     add("--on-conflict", default="error")
     add("--takeover-s", type=float, default=1.0)
     add("--concurrency", type=int, default=4, help="objects in flight")

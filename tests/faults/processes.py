@@ -63,12 +63,14 @@ class Call:
         name: ``"openat"``.
         text: arguments and result.
         number: the how manyeth of its name in its thread, from 1.
+        on_path: the how manyeth of those on its file, where somebody has counted.
     """
 
     tid: int
     name: str
     text: str
     number: int
+    on_path: int = 0
 
     @property
     def injected(self) -> bool:

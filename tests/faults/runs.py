@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tests.faults.invariants import Checker, Folder, Objects, Reader
 from tests.faults.plan import Plan
 from tests.faults.processes import KILLED, Call, Injection, Jobs, Process
 
 T = TypeVar("T")
+
+_PATH = re.compile(r"""[<"]([^<>"]*/whole)/([^<>"]*)[>"]""")
+"""The first path in a call's text that lies in the folder ``whole``."""
+_RANDOM = re.compile(r"[0-9a-f]{12,}")
 
 ALL = os.environ.get("FAULTS") == "all"
 CHANGING = "openat,write,fsync,close,rename,mkdir,unlink,link,rmdir"
@@ -47,13 +52,13 @@ class Run:
     ) -> Run:
         """A run below `folder`, which is made; to a folder beside its staging folder, a bucket by URL, or nowhere."""
         staging, dest = folder / "staging", folder / "dest"
-        staging.mkdir(parents=True)
+        staging.mkdir(parents=True, exist_ok=True)
         place: Objects | None = None
         target: Path | str | None = None
         if bucket is not None:
             target, place = bucket
         elif with_dest:
-            dest.mkdir()
+            dest.mkdir(exist_ok=True)
             target, place = dest, Folder(dest)
         return cls(jobs, plan, staging, target, Checker(staging, place, "run-1", plan.contents()), more)
 
@@ -89,20 +94,42 @@ class Run:
         self.checker.finished()
         return job
 
-    def killed_at(self, call: Call) -> bool:
+    def killed_at(self, call: Call, *more: object) -> bool:
         """The run, killed before that call, and finished; whether it came to that call."""
-        job = self.disturbed(inject=[Injection(call.name, "signal=KILL", str(call.number))])
+        job = self.disturbed(**at_call(call, "signal=KILL", self))
         code = job.wait()
         assert code in (KILLED, 0), job.said()[-1]
-        self.again()
+        # the attempts of another producer
+        self.again("--nonce", "y", *more)
         return code == KILLED
+
+
+def at_call(call: Call, what: str, run: Run) -> dict[str, Any]:
+    """How to inject something at a call that another, undisturbed run made in the folder ``whole``.
+
+    Where its file has a name that is known beforehand only calls on that file count: they are the same each time,
+    whichever thread makes them. Else the calls of its thread count.
+    """
+    folder = run.staging.parent
+    found = _PATH.search(call.text)
+    if found is None or _RANDOM.search(found[2]):
+        return {"inject": [Injection(call.name, what, str(call.number))]}
+    return {"inject": [Injection(call.name, what, str(call.on_path))], "paths": [folder / found[2]]}
 
 
 def changes(job: Process, root: Path) -> list[Call]:
     """The calls of a traced job that change something below `root`, and those by which it says something."""
+    counts: dict[tuple[int, str, str], int] = {}
+    calls = []
+    for call in job.calls():
+        if found := _PATH.search(call.text):
+            key = (call.tid, call.name, found[2])
+            counts[key] = counts.get(key, 0) + 1
+            call = replace(call, on_path=counts[key])
+        calls.append(call)
     return [
         call
-        for call in job.calls()
+        for call in calls
         if (str(root) in call.text or (call.name == "write" and call.text.startswith("1<")))
         and (call.name != "openat" or "O_CREAT" in call.text)
     ]
