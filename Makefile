@@ -42,8 +42,8 @@ lint: $(STAMP) ## ruff: rules and formatting
 types: $(STAMP) ## mypy --strict
 	$(BIN)/python -m mypy $(CODE)
 
-unit: $(STAMP) ## the tests; PYTEST_ARGS='-k journal' for some of them
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+unit: $(STAMP) ## the tests, in two processes; PYTEST_ARGS='-n0 -k journal' for some of them in one
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 format: $(STAMP) ## let ruff rewrite
 	$(BIN)/python -m ruff check --fix

@@ -55,6 +55,12 @@ def folder_run(request: pytest.FixtureRequest, tmp_path: Path, ray_cluster: None
     return make_run("folder", request, tmp_path)
 
 
+@pytest.fixture
+def staging_run(request: pytest.FixtureRequest, tmp_path: Path, ray_cluster: None) -> Run:
+    """A run that ends in its staging folder."""
+    return make_run("staging", request, tmp_path)
+
+
 def make_run(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     staging = tmp_path / "staging"
     staging.mkdir()

@@ -18,20 +18,13 @@ def writers_alive() -> int:
     return sum(actor["ActorClassName"].endswith("WriterShell") for actor in actors)
 
 
-def test_on_a_single_node_a_writer_starts_with_the_sink(folder_run: Run) -> None:
-    with folder_run.sink():
+def test_on_a_single_node_a_writer_starts_with_the_sink_and_a_handle_connects_when_told_to(staging_run: Run) -> None:
+    with staging_run.sink() as sink:
         until(lambda: writers_alive() == 1, deadline_s=60)
-
-
-def test_a_handle_that_prepares_is_connected_before_it_writes(folder_run: Run) -> None:
-    with folder_run.sink() as sink, sink.handle() as handle:
-        handle.prepare()
-        until(lambda: handle._connection is not None, deadline_s=60)
-
-
-def test_a_handle_that_prepares_in_vain_says_so_when_it_writes(folder_run: Run) -> None:
-    with folder_run.sink() as sink:
-        handle = sink.handle()
-    handle.prepare()
+        with sink.handle() as handle:
+            handle.prepare()
+            until(lambda: handle._connection is not None, deadline_s=60)
+        late = sink.handle()
+    late.prepare()  # in vain, which the first write says
     with pytest.raises(SinkClosedError):
-        handle.write("a", torch.zeros(1))
+        late.write("a", torch.zeros(1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -32,8 +33,93 @@ from ray_sink.errors import (
     UnsupportedValueError,
 )
 from tests.fields import field
-from tests.runtime.conftest import LIMITS, Run
+from tests.runtime.conftest import LIMITS, Run, pids_of
+from tests.servers import S3Server
 from tests.shouting import Shouting
+
+
+@ray.remote(num_cpus=0.1)
+def produce(handle: ray_sink.SinkHandle, start: int, say_goodbye: bool) -> list[str]:
+    tickets = [handle.write(f"t/{i}", field(i)) for i in range(start, start + 5)]
+    keys = [ticket.result(60).key for ticket in tickets]
+    if say_goodbye:
+        handle.close()
+    return keys
+
+
+# -- one sink for what needs none of its own --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sink(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[Sink]:
+    """A sink with room for little; staging is its destination."""
+    limits = Limits(takeover_s=5, object_store_bytes=4 * 2**20, inflight_outputs=3)
+    with Sink(
+        None, staging=tmp_path_factory.mktemp("staging"), save_format=SaveFormat.NUMPY_NPZ, limits=limits
+    ) as shared:
+        yield shared
+
+
+def test_a_retried_key_gets_the_first_receipt_and_is_counted(sink: Sink) -> None:
+    before = sink.status().conflicts
+    with sink.handle() as handle:
+        first = handle.write("retried", field(1)).result(60)
+        again = handle.write("retried", field(1)).result(60)
+        other = handle.write("retried", field(2)).result(60)
+        assert first.attempt == again.attempt == other.attempt
+    after = sink.status().conflicts
+    assert (after.retries - before.retries, after.retries_differing - before.retries_differing) == (1, 1)
+    value: object = ray_sink.load(first)
+    assert isinstance(value, torch.Tensor)
+    assert torch.equal(value, field(1))
+
+
+def test_tickets_can_be_awaited(sink: Sink) -> None:
+    async def write(handle: ray_sink.SinkHandle) -> list[ray_sink.Receipt]:
+        return list(
+            await asyncio.gather(*handle.write_batch(["await/a", "await/b"], torch.stack([field(1), field(2)])))
+        )
+
+    with sink.handle() as handle:
+        assert [receipt.key for receipt in asyncio.run(write(handle))] == ["await/a", "await/b"]
+
+
+def test_handles_travel_to_tasks(sink: Sink) -> None:
+    before = sink.status().decided
+    handle = sink.handle()
+    keys = ray.get([produce.remote(handle, start, True) for start in (0, 5, 10)])
+    assert {key for some in keys for key in some} == {f"t/{i}" for i in range(15)}
+    assert sink.status().decided == before + 15
+
+
+def test_bad_outputs_are_refused_in_the_caller_and_harm_nothing(sink: Sink) -> None:
+    before = sink.status().decided
+    with sink.handle() as handle:
+        with pytest.raises(TypeError, match="str"):
+            handle.write("bad", "text")
+        with pytest.raises(InvalidKeyError, match=r"'\.\.'"):
+            handle.write("../bad", field(1))
+        with pytest.raises(DuplicateKeyError, match="bad"):
+            handle.write_batch(["bad", "bad"], torch.zeros(2, 3))
+        with pytest.raises(UnsupportedValueError, match="first dimension"):
+            handle.write_batch(["bad", "b"], torch.zeros(3, 3))
+        with pytest.raises(UnsupportedValueError, match="float8"):
+            handle.write("bad", torch.zeros(3).to(torch.float8_e4m3fn))
+        assert handle.write("good", field(1)).result(60).key == "good"
+    assert sink.status().decided == before + 1
+
+
+def test_limits_hold_the_producer_back_and_let_oversized_items_through(sink: Sink) -> None:
+    before = sink.status().decided
+    with sink.handle() as handle:
+        for number in range(12):
+            handle.write(f"mib/{number}", torch.full((2**18,), float(number)))
+            assert handle.outstanding <= 3
+        handle.write("oversized", torch.zeros(2**21))
+    assert sink.status().decided == before + 13
+
+
+# -- sinks of their own ----------------------------------------------------------------------------------------------
 
 
 def test_outputs_arrive_byte_for_byte_and_are_sealed(run: Run) -> None:
@@ -70,19 +156,8 @@ def test_ack_uploaded_waits_for_the_store(folder_run: Run) -> None:
         assert list(folder_run.outputs()) == ["a.pt"]
 
 
-def test_a_retried_key_gets_the_first_receipt_and_is_counted(folder_run: Run) -> None:
-    with folder_run.sink() as sink, sink.handle() as handle:
-        first = handle.write("a", field(1)).result(60)
-        again = handle.write("a", field(1)).result(60)
-        other = handle.write("a", field(2)).result(60)
-        assert first.attempt == again.attempt == other.attempt
-    assert folder_run.manifest().seal.conflicts.retries == 1
-    assert folder_run.manifest().seal.conflicts.retries_differing == 1
-    assert torch.equal(folder_run.manifest().load("a"), field(1))  # type: ignore[arg-type]
-
-
-def test_split_outputs_have_one_receipt_and_all_files(folder_run: Run) -> None:
-    with folder_run.sink(dict_mode=DictMode.SPLIT, save_format=SaveFormat.NUMPY_NPY) as sink, sink.handle() as handle:
+def test_split_outputs_have_one_receipt_and_all_files(staging_run: Run) -> None:
+    with staging_run.sink(dict_mode=DictMode.SPLIT, save_format=SaveFormat.NUMPY_NPY) as sink, sink.handle() as handle:
         receipt = handle.write("s", {"u": field(1), "v": field(2)}).result(60)
         assert [file.path for file in receipt.files] == ["s_u.npy", "s_v.npy"]
         handle.write("a_b", {"c": field(3)}).result(60)
@@ -123,42 +198,19 @@ def test_a_format_of_the_users_own_goes_the_whole_way(folder_run: Run) -> None:
     assert torch.equal(folder_run.manifest().load("a", save_format=Shouting()), field(1))  # type: ignore[arg-type]
 
 
-def test_tickets_can_be_awaited(folder_run: Run) -> None:
-    async def write(handle: ray_sink.SinkHandle) -> list[ray_sink.Receipt]:
-        return list(await asyncio.gather(*handle.write_batch(["a", "b"], torch.stack([field(1), field(2)]))))
-
-    with folder_run.sink() as sink, sink.handle() as handle:
-        assert [receipt.key for receipt in asyncio.run(write(handle))] == ["a", "b"]
-
-
-@ray.remote(num_cpus=0.1)
-def produce(handle: ray_sink.SinkHandle, start: int, say_goodbye: bool) -> list[str]:
-    tickets = [handle.write(f"t/{i}", field(i)) for i in range(start, start + 5)]
-    keys = [ticket.result(60).key for ticket in tickets]
-    if say_goodbye:
-        handle.close()
-    return keys
-
-
-def test_handles_travel_to_tasks(folder_run: Run) -> None:
-    with folder_run.sink() as sink:
-        handle = sink.handle()
-        ray.get([produce.remote(handle, start, True) for start in (0, 5, 10)])
-    assert len(folder_run.manifest()) == 15
-
-
-def test_a_producer_that_never_said_goodbye_keeps_the_run_open(folder_run: Run) -> None:
-    sink = folder_run.sink()
+def test_a_producer_that_never_said_goodbye_keeps_the_run_open(staging_run: Run) -> None:
+    sink = staging_run.sink()
     ray.get(produce.remote(sink.handle(), 0, False))
     with pytest.raises(RunIncomplete, match="never closed its handle") as caught:
         sink.close()
     assert len(caught.value.producers) == 1
     # what was accepted is safe: the next run of the script finds it
-    with folder_run.sink() as again, again.handle() as handle:
+    with staging_run.sink() as again, again.handle() as handle:
         assert handle.write("t/0", torch.zeros(1)).result(60).files[0].bytes > 1000
-    assert len(folder_run.manifest()) == 5
+    assert len(staging_run.manifest()) == 5
 
 
+@pytest.mark.parametrize("run", ["s3"], indirect=True)
 def test_an_exception_in_the_block_seals_nothing_and_loses_nothing(run: Run) -> None:
     with pytest.raises(ZeroDivisionError), run.sink() as sink, sink.handle() as handle:  # noqa: PT012
         handle.write("a", field(1))
@@ -172,6 +224,7 @@ def test_an_exception_in_the_block_seals_nothing_and_loses_nothing(run: Run) -> 
     assert len(run.manifest()) == 2
 
 
+@pytest.mark.parametrize("run", ["folder"], indirect=True)
 def test_a_sealed_run_reopens_and_takes_no_new_keys(run: Run) -> None:
     with run.sink() as sink, sink.handle() as handle:
         first = handle.write("a", field(1)).result(60)
@@ -190,13 +243,13 @@ def test_a_sealed_run_reopens_and_takes_no_new_keys(run: Run) -> None:
     assert run.manifest().seal == sealed
 
 
-def test_another_fingerprint_or_format_is_refused_with_both_values(folder_run: Run) -> None:
-    with folder_run.sink(fingerprint="sha-1") as sink, sink.handle() as handle:
+def test_another_fingerprint_or_format_is_refused_with_both_values(staging_run: Run) -> None:
+    with staging_run.sink(fingerprint="sha-1") as sink, sink.handle() as handle:
         handle.write("a", field(1))
     with pytest.raises(RunMismatchError, match=r"'sha-1'.*'sha-2'"):
-        folder_run.sink(fingerprint="sha-2")
+        staging_run.sink(fingerprint="sha-2")
     with pytest.raises(RunMismatchError, match=r"'pytorch_pt'.*'safetensors'"):
-        folder_run.sink(fingerprint="sha-1", save_format=SaveFormat.SAFETENSORS)
+        staging_run.sink(fingerprint="sha-1", save_format=SaveFormat.SAFETENSORS)
 
 
 def test_a_second_driver_is_refused_while_the_first_lives(folder_run: Run) -> None:
@@ -240,24 +293,8 @@ def test_other_runs_outputs_are_treated_as_the_user_said(folder_run: Run, policy
         assert manifest.seal.conflicts.replaced == 1
 
 
-def test_bad_outputs_are_refused_in_the_caller_and_harm_nothing(folder_run: Run) -> None:
-    with folder_run.sink(save_format=SaveFormat.NUMPY_NPZ) as sink, sink.handle() as handle:
-        with pytest.raises(TypeError, match="str"):
-            handle.write("a", "text")
-        with pytest.raises(InvalidKeyError, match=r"'\.\.'"):
-            handle.write("../a", field(1))
-        with pytest.raises(DuplicateKeyError, match="a"):
-            handle.write_batch(["a", "a"], torch.zeros(2, 3))
-        with pytest.raises(UnsupportedValueError, match="first dimension"):
-            handle.write_batch(["a", "b"], torch.zeros(3, 3))
-        with pytest.raises(UnsupportedValueError, match="float8"):
-            handle.write("a", torch.zeros(3).to(torch.float8_e4m3fn))
-        handle.write("good", field(1))
-    assert list(folder_run.manifest()) == ["good"]
-
-
-def test_rows_of_one_key_from_two_sources_are_an_error(folder_run: Run) -> None:
-    with folder_run.sink() as sink:
+def test_rows_of_one_key_from_two_sources_are_an_error(staging_run: Run) -> None:
+    with staging_run.sink() as sink:
         handle = sink.handle()
         handle.write("a", field(1), source="run1/0").result(60)
         assert handle.write("a", field(1), source="run1/0").result(60).key == "a"
@@ -267,8 +304,8 @@ def test_rows_of_one_key_from_two_sources_are_an_error(folder_run: Run) -> None:
             handle.close()
 
 
-def test_a_closed_handle_and_a_closed_sink_say_so(folder_run: Run) -> None:
-    sink = folder_run.sink()
+def test_a_closed_handle_and_a_closed_sink_say_so(staging_run: Run) -> None:
+    sink = staging_run.sink()
     handle = sink.handle()
     handle.write("a", field(1))
     handle.close()
@@ -309,29 +346,15 @@ def test_bad_places_are_found_at_the_start(tmp_path: Path, ray_cluster: None) ->
         )
 
 
-def test_no_process_but_the_uploader_sees_credentials(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    request.getfixturevalue("ray_cluster")
-    from tests.runtime.conftest import make_run, pids_of
-
-    run = make_run("s3", request, tmp_path)
-    server = request.getfixturevalue("s3_server")
+@pytest.mark.parametrize("run", ["s3"], indirect=True)
+def test_no_process_but_the_uploader_sees_credentials(run: Run, s3_server: S3Server) -> None:
     with run.sink() as sink, sink.handle() as handle:
         handle.write("a", field(1)).result(60)
         for shell in ("WriterShell", "Coordinator"):
             assert pids_of(shell)
             for pid in pids_of(shell):
-                assert server.secret_key.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
-        assert server.secret_key.encode() not in pickle.dumps(handle)
+                assert s3_server.secret_key.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
+        assert s3_server.secret_key.encode() not in pickle.dumps(handle)
     for path in run.staging.rglob("*"):
         if path.is_file():
-            assert server.secret_key.encode() not in path.read_bytes()
-
-
-def test_limits_hold_the_producer_back_and_let_oversized_items_through(folder_run: Run) -> None:
-    limits = Limits(takeover_s=5, object_store_bytes=4 * 2**20, inflight_outputs=3)
-    with folder_run.sink(limits=limits) as sink, sink.handle() as handle:
-        for number in range(12):
-            handle.write(f"mib/{number}", torch.full((2**18,), float(number)))
-            assert handle.outstanding <= 3
-        handle.write("oversized", torch.zeros(2**21))
-    assert len(folder_run.manifest()) == 13
+            assert s3_server.secret_key.encode() not in path.read_bytes()
