@@ -134,6 +134,24 @@ class BeatMissed:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class ReleaseMissed:
+    """An owner could not say that it has left: the next one waits until its counter has stood still for long enough.
+
+    Attributes:
+        epoch: the owner's epoch.
+        place: the root that it leaves.
+        reason: the error's message.
+    """
+
+    NAME: ClassVar[str] = "release_missed"
+    LEVEL: ClassVar[int] = logging.WARNING
+
+    epoch: int
+    place: str
+    reason: str
+
+
 def emit(event: Event, logger: logging.Logger | None = None) -> None:
     """Log `event`; cheap where its level is off."""
     logger = logger or logging.getLogger(LOGGER_NAME)

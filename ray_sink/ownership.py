@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ray_sink.errors import ObjectExistsError, ObjectMissingError, RunFencedError, RunOwnedError
+from ray_sink.errors import ObjectExistsError, ObjectMissingError, RunFencedError, RunOwnedError, SinkError
+from ray_sink.events import ReleaseMissed, emit
 from ray_sink.filesystem import Filesystem, temp_for
 from ray_sink.keys import RESERVED
 from ray_sink.stores.base import SmallObjects
@@ -197,9 +198,13 @@ class Claim:
             self.check(place)
 
     def release(self) -> None:
-        """Leave in good order: the next owner needs not wait."""
+        """Leave in good order: the next owner needs not wait. Where that fails, it waits."""
         for place in self._places:
-            place.put(f"released-{self.epoch:06d}", b"")
+            try:
+                place.put(f"released-{self.epoch:06d}", b"")
+            except (SinkError, OSError) as error:
+                # must not hide why the owner leaves, which is what names the outputs that failed
+                emit(ReleaseMissed(self.epoch, place.name, str(error)))
 
 
 def claim(

@@ -81,7 +81,8 @@ class Store(SmallObjects, Protocol):
 
     Errors: `ObjectExistsError`, `ObjectMissingError`, `StoreUnavailableError` (outcome unknown or try later),
     `DestinationError` (credentials, permissions, no such bucket), `StagedFileChangedError`, else `StoreError`. None
-    of them holds a secret. A store tries a whole put once; within one upload it may send a part again.
+    of them holds a secret. `put_file`, `head` and `read_checksum` are tried once, because the uploader tries again;
+    within one upload a part may be sent again. The small requests of claims and seals may be tried for some seconds.
     """
 
     def probe(self) -> Capabilities:

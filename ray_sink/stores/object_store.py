@@ -11,6 +11,7 @@ from pathlib import Path
 from ray_sink.checksum import checksum_of
 from ray_sink.errors import ObjectExistsError, StoreError, StoreUnavailableError
 from ray_sink.records import FileRecord, MultipartUpload, Verification
+from ray_sink.retry import Retry, RetryPolicy
 from ray_sink.stores.base import Capabilities, ObjectInfo
 from ray_sink.stores.metadata import encoded
 from ray_sink.stores.multipart import MultipartPut
@@ -19,6 +20,8 @@ from ray_sink.stores.staged import read_staged, staged_chunks
 
 _STREAM_CHUNK_BYTES = 8 * 2**20
 _STREAM_HELD_BYTES = 64 * 2**20
+# claims, beats and seals: some 5 s of pauses, well within the time after which an owner may be taken over
+_PATIENCE = RetryPolicy(attempts=6, total_s=15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +58,14 @@ class ObjectStore:
         multipart: MultipartPut | None,
         multipart_above_bytes: int,
         prober: Callable[[], Findings],
+        retry: Retry | None = None,
     ) -> None:
         self.url = url
         self._objects = objects
         self._multipart = multipart
         self._multipart_above_bytes = multipart_above_bytes
         self._prober = prober
+        self._retry = retry or Retry(_PATIENCE)
         self._findings: Findings | None = None
         self._probing = threading.Lock()
 
@@ -136,13 +141,17 @@ class ObjectStore:
     def put_bytes(self, path: str, data: bytes, *, replace: bool) -> None:
         """See `Store.put_bytes`."""
         found = self._found()
-        create_only = self._create_only(path, replace=replace, honoured=found.capabilities.create_only)
         checksum = checksum_of([data]) if found.send_checksum else None
-        self._objects.put(path, data, metadata={}, create_only=create_only, checksum=checksum)
+
+        def put(number: int) -> None:
+            create_only = self._create_only(path, replace=replace, honoured=found.capabilities.create_only)
+            self._objects.put(path, data, metadata={}, create_only=create_only, checksum=checksum)
+
+        self._retry.call(put)
 
     def get_bytes(self, path: str) -> bytes:
         """See `Store.get_bytes`."""
-        return b"".join(self._objects.get(path))
+        return self._retry.call(lambda _: b"".join(self._objects.get(path)))
 
     def read_checksum(self, path: str) -> str:
         """See `Store.read_checksum`."""
@@ -154,11 +163,12 @@ class ObjectStore:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Store.list`."""
-        return self._objects.list(prefix)
+        # whole, because it begins again when a page fails
+        return iter(self._retry.call(lambda _: list(self._objects.list(prefix))))
 
     def delete(self, path: str) -> None:
         """See `Store.delete`."""
-        self._objects.delete(path)
+        self._retry.call(lambda _: self._objects.delete(path))
 
     def abort(self, upload: MultipartUpload) -> None:
         """See `Store.abort`."""
