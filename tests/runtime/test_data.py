@@ -146,7 +146,7 @@ class AsGenerator:
 @pytest.mark.parametrize(
     "model",
     [coroutine, async_generator, generator, table, frame, functools.partial(generator), AsCoroutine, AsGenerator],
-    ids=str,
+    ids=["coroutine", "async generator", "generator", "table", "frame", "partial", "awaited class", "generating class"],
 )
 def test_models_of_every_kind_are_taken(sink: Sink, model: Any, request: pytest.FixtureRequest) -> None:
     rows = call(sink, model, key=f"{abs(hash(request.node.name))}/{{id}}")
@@ -267,7 +267,7 @@ def test_an_output_that_cannot_be_committed_is_named(sink: Sink) -> None:
         ({"model": object()}, "the model must be"),
         ({"ds": [1, 2]}, "must be a ray.data.Dataset"),
     ],
-    ids=str,
+    ids=["key", "columns", "tasks", "a number", "an object", "a list"],
 )
 def test_wrong_arguments_are_refused_at_once(sink: Sink, arguments: Any, match: str) -> None:
     before = sink.status().unfinished
