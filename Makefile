@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 CODE := $(wildcard ray_sink tests examples benchmarks .ci/*.py)
 
-.PHONY: help venv demo test lint types unit format wheel clean
+.PHONY: help venv demo test lint types unit faults format wheel clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -44,6 +44,9 @@ types: $(STAMP) ## mypy --strict
 
 unit: $(STAMP) ## the tests, in two processes; PYTEST_ARGS='-n0 -k journal' for some of them in one
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+faults: $(STAMP) ## the fault suite: SIGKILL, SIGSTOP and a power cut at each system call, not at some
+	FAULTS=all PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 format: $(STAMP) ## let ruff rewrite
 	$(BIN)/python -m ruff check --fix

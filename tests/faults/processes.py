@@ -195,6 +195,7 @@ class Jobs:
         trace: str | None = None,
         paths: Sequence[Path] = (),
         first: Callable[[int], object] = lambda pid: None,
+        text_bytes: int = 16,
     ) -> Process:
         """Start a job.
 
@@ -204,13 +205,14 @@ class Jobs:
             trace: system calls to log besides those; None: only those.
             paths: look only at calls on these files, and inject only there.
             first: called with its process id before it begins.
+            text_bytes: how much of what is written is logged.
         """
         folder = Path(tempfile.mkdtemp(prefix="job-"))
         inner, go = zygote.started(self._context, [str(argument) for argument in argv], folder / "out")
         process = Process(inner, go, folder / "out", folder / "log")
         self._started.append(process)
         if inject or trace:
-            process.strace = self._attach(process, inject, trace, paths)
+            process.strace = self._attach(process, inject, trace, paths, text_bytes)
         first(process.pid)
         process.begin()
         return process
@@ -222,11 +224,11 @@ class Jobs:
         return process
 
     def _attach(
-        self, process: Process, inject: Sequence[Injection], trace: str | None, paths: Sequence[Path]
+        self, process: Process, inject: Sequence[Injection], trace: str | None, paths: Sequence[Path], text_bytes: int
     ) -> subprocess.Popen[str]:
         needs("strace (Debian package strace)", shutil.which("strace") is not None)
         names = ",".join([*(one.calls for one in inject), *([trace] if trace else [])])
-        command = ["strace", "-f", "-y", "-s", "16", "-o", str(process.log), "-e", f"trace={names}"]
+        command = ["strace", "-f", "-y", "-s", str(text_bytes), "-o", str(process.log), "-e", f"trace={names}"]
         for one in inject:
             command += ["-e", str(one)]
         for path in paths:
