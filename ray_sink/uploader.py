@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -36,12 +37,18 @@ from ray_sink.stores.base import Store
 KEY, RUN, ATTEMPT, CHECKSUM = "sinkkey", "sinkrun", "sinkattempt", "sinkchecksum"
 _MOST_KEY_BYTES = 1024  # S3 takes 2 KB of metadata in all; a key that is longer when encoded is left to the path
 
-_LOOKS_FOR_A_MISSING_FILE = 3
+# NFS may show a new name, or a listing with it, up to a minute late; pauses between looks are added up
+_LATE_NAME_S = 90.0
+_MOMENTARY = frozenset({errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EAGAIN})
 _READS_OF_A_CHANGING_FILE = 10
 
 
 def not_journaled(upload: MultipartUpload) -> None:
     """An `on_multipart` for uploads that no journal has to know of."""
+
+
+class _TornError(Exception):
+    """A store that checks nothing took a part of our bytes for all of them."""
 
 
 class Uploader:
@@ -230,18 +237,20 @@ class Uploader:
     def _put(self, task: UploadTask, file: FileRecord) -> Verification:
         began_s = self._clock()
         metadata = self._metadata(task, file)
-        adopted = False
-        missing = 0
+        adopted = torn = False
+        waited_s = 0.0
 
         def look() -> Verification | None:
-            nonlocal adopted
-            with self.gate.enter(0):
-                found = self._prove(task, file, metadata)
+            nonlocal adopted, torn
+            try:
+                with self.gate.enter(0):
+                    found = self._prove(task, file, metadata)
+            except _TornError:
+                torn, found = True, None
             adopted = found is not None
             return found
 
         def attempt(number: int) -> Verification:
-            nonlocal missing
             # the try before may have landed and lost its reply
             if number > 1 and (proof := look()) is not None:
                 return proof
@@ -250,7 +259,11 @@ class Uploader:
             try:
                 with self.gate.enter(held_bytes):
                     return self._store.put_file(
-                        local, file, metadata=metadata, replace=task.replace, on_multipart=self._on_multipart
+                        local,
+                        file,
+                        metadata=metadata,
+                        replace=task.replace or torn,
+                        on_multipart=self._on_multipart,
                     )
             except ObjectExistsError as error:
                 if (proof := look()) is not None:
@@ -261,16 +274,21 @@ class Uploader:
             except FileNotFoundError as error:
                 if (proof := look()) is not None:
                     return proof
-                missing += 1
                 text = f"staged file {local} is missing and the destination holds no object {file.path} of this attempt"
-                if missing >= _LOOKS_FOR_A_MISSING_FILE:
+                if waited_s >= _LATE_NAME_S:
                     raise StagingError(f"{text}: the output has to be computed again") from error
-                # NFS shows a new name late; reading its folder makes it look again
+                # reading its folder makes NFS look again
                 with suppress(OSError):
                     os.listdir(local.parent)
                 raise StoreUnavailableError(f"{text}: looking again", path=file.path) from error
+            except StagingError as error:
+                if isinstance(error.__cause__, OSError) and error.__cause__.errno in _MOMENTARY:
+                    raise StoreUnavailableError(f"{error}: reading it again", path=file.path) from error
+                raise
 
         def retried(failed: FailedTry) -> None:
+            nonlocal waited_s
+            waited_s += failed.pause_s
             error = failed.error
             emit(UploadRetried(file.path, failed.number, failed.pause_s, error.slow_down, str(error)))
 
@@ -283,6 +301,7 @@ class Uploader:
 
         Raises:
             DestinationConflict: somebody else's object is there.
+            _TornError: what is there is ours, by its metadata, and not what we sent.
         """
         info = self._store.head(file.path)
         if info is None:
@@ -291,7 +310,10 @@ class Uploader:
         if any(name in theirs for name in (RUN, ATTEMPT, CHECKSUM)):
             ours = all(theirs.get(name) == metadata[name] for name in (RUN, ATTEMPT, CHECKSUM))
             if ours and info.bytes == file.bytes and info.checksum in (None, file.checksum):
-                return Verification.VERIFIED if info.checksum else self._store.probe().verification
+                # a checksum that the server tells is no proof: some repeat what they were told
+                return self._store.probe().verification
+            if ours:
+                raise _TornError
         elif info.bytes == file.bytes and self._store.read_checksum(file.path) == file.checksum:
             # no metadata to go by, but these are the bytes: we have just read them
             return Verification.VERIFIED

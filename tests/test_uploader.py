@@ -183,9 +183,12 @@ def test_a_staged_file_that_is_gone_while_its_object_matches_is_uploaded(bench: 
 def test_a_staged_file_that_is_gone_without_an_object_is_a_failure_that_names_it(bench: Bench) -> None:
     task = bench.task("a", b"data")
     (bench.staging / "a.pt").unlink()
-    outcome = bench.uploader().upload(task)
+    waited_s: list[float] = []
+    retry = Retry(sleep=waited_s.append)
+    outcome = Uploader(bench.store, bench.staging, "run-1", bench.options, retry=retry).upload(task)
     assert isinstance(outcome.error, StagingError)
     assert "a.pt is missing" in str(outcome.error)
+    assert 90 <= sum(waited_s) < 150, "a new name may be seen a minute late"
 
 
 def test_a_staged_file_that_appears_late_is_waited_for(folder_bench: Bench) -> None:
