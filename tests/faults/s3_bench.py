@@ -43,12 +43,16 @@ class Reader:
         self._at = {"Bucket": bucket, "Prefix": prefix}
         self._known: set[tuple[str, str, str]] = set()
         self._ended = threading.Event()
+        self._broke: list[Exception] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._ended.wait(0.03):
-            self.look()
+        try:
+            while not self._ended.wait(0.03):
+                self.look()
+        except Exception as error:  # noqa: BLE001 raised by `end`
+            self._broke.append(error)
 
     def look(self) -> None:
         """Read what is new."""
@@ -66,6 +70,8 @@ class Reader:
         if not self._ended.is_set():
             self._ended.set()
             self._thread.join()
+            if self._broke:
+                raise self._broke[0]
             self.look()
 
 
@@ -213,6 +219,8 @@ class Bench:
 def bench_at(server: S3Server, *, signed_in: bool = True, **options: Any) -> Iterator[Bench]:
     """A bench with a bucket of its own; its options are those of `UploadOptions`."""
     with pytest.MonkeyPatch.context() as patch, Proxy(server) as proxy:
+        # the reader sees what a reader sees that does not compare checksums
+        patch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
         if signed_in:
             sign_in(patch, server)
         bench = Bench(server.new_bucket(), proxy, options)
