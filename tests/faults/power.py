@@ -117,7 +117,7 @@ def _below(names: Mapping[str, object], name: str) -> list[str]:
 
 
 def states(calls: list[Call], root: str) -> Iterator[tuple[int, Call, Disk]]:
-    """The disk before each call, by its place among them."""
+    """The disk before the end of each call, by its place among them."""
     disk = Disk(root)
     for number, call in enumerate(calls):
         yield number, call, disk

@@ -148,21 +148,24 @@ class Process:
         assert len(self.said(name)) >= times, f"it ended with {self.inner.exitcode} and said {self.said()[-3:]}"
 
     def calls(self) -> list[Call]:
-        """The system calls that strace has seen, in the order in which they began."""
+        """The system calls that strace has seen, in the order in which they ended; last those that never did."""
         counts: dict[tuple[int, str], int] = {}
-        found: list[Call] = []
-        begun: dict[int, int] = {}
+        begun: dict[int, Call] = {}
+        ended: list[Call] = []
         for line in self.log.read_text(errors="replace").splitlines():
             if match := _REST.match(line):
-                # another thread's call came in between
-                at = begun[int(match["tid"])]
-                found[at] = replace(found[at], text=found[at].text + match["rest"])
+                call = begun.pop(int(match["tid"]))
+                ended.append(replace(call, text=call.text + match["rest"]))
             elif match := _CALL.match(line):
                 key = (int(match["tid"]), match["name"])
                 counts[key] = counts.get(key, 0) + 1
-                begun[key[0]] = len(found)
-                found.append(Call(*key, match["rest"], counts[key]))
-        return found
+                text, unfinished, _ = match["rest"].partition(" <unfinished ...>")
+                call = Call(*key, text, counts[key])
+                if unfinished:
+                    begun[key[0]] = call  # another thread's call comes in between
+                else:
+                    ended.append(call)
+        return [*ended, *begun.values()]
 
     def injected(self) -> list[str]:
         """The lines of strace's log in which it says that it did something, results of interrupted calls included."""
