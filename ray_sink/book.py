@@ -9,6 +9,7 @@ The records, by their one name each (a file holds any number of them after its `
 ``kept``       a batch of ``[key, [[path, bytes], …]]`` where another run's output stayed
 ``uploaded``   a batch of ``[term, seq of the decided record, [index, …], verification]``
 ``multipart``  ``[path, upload id]`` of a multipart upload that is about to send its first part
+``failed``     failures of outputs, reason by key, that the run may go on without
 ``producer``   a producer's name; ``goodbye``: its name, its number of tickets, its failures
 ``dataset``    a dataset's id and state; ``rows``: the row counts of one of its parts
 ``closing``    the driver came to its ``close()`` with nothing unfinished: only uploads and the seal are left
@@ -172,6 +173,9 @@ class Book:
     def _apply_goodbye(self, record: Mapping[str, Any], seq: int) -> None:
         self.producers.pop(record["name"], None)
         self.goodbyes[record["name"]] = self.epoch
+        self.failures.update(record["failures"])
+
+    def _apply_failed(self, record: Mapping[str, Any], seq: int) -> None:
         self.failures.update(record["failures"])
 
     def _apply_dataset(self, record: Mapping[str, Any], seq: int) -> None:

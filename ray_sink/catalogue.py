@@ -12,7 +12,7 @@ from ray_sink.deciding import kept_receipt
 from ray_sink.errors import RunError, StagingError
 from ray_sink.filesystem import Filesystem
 from ray_sink.keys import RESERVED
-from ray_sink.manifest import SUCCESS, ManifestFile, Seal, from_parquet, read_seal
+from ray_sink.manifest import SUCCESS, ManifestFile, Seal, from_parquet, read_partial_seal, read_seal
 from ray_sink.ownership import owner_of
 from ray_sink.records import Receipt, State, receipt_of
 from ray_sink.staging import Staging
@@ -33,6 +33,11 @@ def seal_of(store: SmallObjects, run_id: str) -> Seal:
     """
     found = read_seal(store, run_id)
     if found is None:
+        if (rest := read_partial_seal(store, run_id)) is not None:
+            raise RunError(
+                f"run {run_id!r} at {store.url} is partial: {len(rest.failures)} output(s) failed, the first of them"
+                f" {next(iter(rest.failures.items()))}. Run the same script again to try them again"
+            )
         raise RunError(
             f"{store.url} has no sealed run {run_id!r}: it is still under way, or ended early. Look at it with"
             " `ray-sink ls --staging PATH`; running the same script again finishes it"

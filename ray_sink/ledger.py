@@ -268,6 +268,11 @@ class Ledger:
         """A producer's goodbye, with the number of tickets it issued and the keys that failed it, by reason."""
         self._write({"is": "goodbye", "name": name, "tickets": tickets, "failures": dict(failures)})
 
+    def failed(self, failures: Mapping[str, str]) -> None:
+        """Outputs that failed, reason by key; a key that is committed after all is no failure any more."""
+        if not failures.items() <= self._book.failures.items():
+            self._write({"is": "failed", "failures": dict(failures)})
+
     def dataset(self, dataset_id: str, state: DatasetState, reason: str | None = None) -> None:
         """A dataset began or ended; once complete it stays so, however often it is run again."""
         known = self._book.datasets.get(dataset_id)
@@ -287,12 +292,12 @@ class Ledger:
             self._write({"is": "closing"})
 
     def begin_sealing(self) -> None:
-        """All is committed, and the caller is going to seal; new keys are refused from now on, in later lives too.
+        """The caller is going to seal. When all is committed new keys are refused from now on, in later lives too.
 
         Raises:
             RunFencedError: a newer owner has the run, and may have decided more than this one knows.
         """
-        if not self._book.sealing:
+        if not self._book.sealing and not self.status().failures:
             self._write({"is": "sealing"})
         self._check_term()
 
@@ -356,12 +361,12 @@ class Ledger:
         return self._book.conflicts
 
     def receipts(self) -> Iterator[Receipt]:
-        """All receipts, by key; the manifest's rows.
+        """The receipts of all that is committed, by key; the manifest's rows.
 
         Raises:
             StagingError: a decided key is not published; call `publish_rest` first.
         """
-        for key in sorted({*self._book.entries, *self._book.kept}):
+        for key in sorted({*self._book.entries, *self._book.kept} - self._failures.keys()):
             receipt = self.receipt(key)
             if receipt is None:
                 raise StagingError(f"key {key!r} is decided and not published")

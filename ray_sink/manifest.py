@@ -4,18 +4,21 @@ Below the destination (or the staging folder, where that is the destination)::
 
     _ray_sink/<run>/manifest-<epoch>-<hash>.parquet    one row a key; any number of files
     _ray_sink/<run>/_SUCCESS                           JSON, created once, last; names the manifest files
+    _ray_sink/<run>/_PARTIAL                           the same of a run that went on without some outputs, which it
+                                                       names; replaced by the next try, and gone once `_SUCCESS` is there
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from ray_sink.errors import ObjectExistsError, ObjectMissingError, RunError, RunFencedError
+from ray_sink.errors import ObjectExistsError, ObjectMissingError, RunError, RunFencedError, StoreError
 from ray_sink.keys import RESERVED
 from ray_sink.records import ConflictCounts, FileRecord, Receipt, RowCounts, RunInfo, State, Verification
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from ray_sink.stores.base import SmallObjects
 
 SUCCESS: Final = "_SUCCESS"
+PARTIAL: Final = "_PARTIAL"
 _ROWS_A_FILE: Final = 1_000_000
 
 
@@ -39,7 +43,7 @@ class ManifestFile:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """What ``_SUCCESS`` says.
+    """What ``_SUCCESS`` or ``_PARTIAL`` says.
 
     Attributes:
         run: the run.
@@ -51,6 +55,7 @@ class Seal:
         verification: the weakest proof among the uploads; None where nothing was uploaded.
         rows: rows that went in, came out and were skipped, in the datasets of the last epoch that ran any.
         conflicts: how often the sink had to choose.
+        failures: reason by key, for outputs that are not among them; none in ``_SUCCESS``.
     """
 
     run: RunInfo
@@ -62,6 +67,7 @@ class Seal:
     verification: Verification | None
     rows: RowCounts
     conflicts: ConflictCounts
+    failures: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """As ``_SUCCESS`` holds it."""
@@ -87,7 +93,7 @@ class Seal:
                 **raw,
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RunError(f"_SUCCESS cannot be read: {error}") from error
+            raise RunError(f"the run's seal cannot be read: {error}") from error
 
 
 def run_path(run_id: str, name: str) -> str:
@@ -97,8 +103,17 @@ def run_path(run_id: str, name: str) -> str:
 
 def read_seal(store: SmallObjects, run_id: str) -> Seal | None:
     """The run's seal, or None while it is not sealed."""
+    return _read(store, run_path(run_id, SUCCESS))
+
+
+def read_partial_seal(store: SmallObjects, run_id: str) -> Seal | None:
+    """What a run left that went on without some outputs, or None."""
+    return _read(store, run_path(run_id, PARTIAL))
+
+
+def _read(store: SmallObjects, path: str) -> Seal | None:
     try:
-        return Seal.from_json(store.get_bytes(run_path(run_id, SUCCESS)))
+        return Seal.from_json(store.get_bytes(path))
     except ObjectMissingError:
         return None
 
@@ -110,8 +125,11 @@ def seal(
     receipts: Iterable[Receipt],
     rows: RowCounts,
     conflicts: ConflictCounts,
+    failures: Mapping[str, str] | None = None,
 ) -> Seal:
     """Write the manifest, then ``_SUCCESS``. May be repeated after a crash at any point; the caller owns `epoch`.
+
+    With `failures` it is ``_PARTIAL``: no commit point, the same run may go on later.
 
     Args:
         store: the destination.
@@ -120,6 +138,7 @@ def seal(
         receipts: all receipts of the run, ordered by key, in their last state.
         rows: for the record.
         conflicts: for the record.
+        failures: reason by key, for outputs that have no receipt.
 
     Raises:
         RunFencedError: somebody else sealed the run with another content.
@@ -137,7 +156,10 @@ def seal(
     if not files:
         files.append(_put_manifest_file(store, run, epoch, ()))
     verification = next((v for v in (Verification.SIZE_CHECKED, Verification.VERIFIED) if v in proofs), None)
-    made = Seal(run, epoch, tuple(files), outputs, n_files, n_bytes, verification, rows, conflicts)
+    made = Seal(run, epoch, tuple(files), outputs, n_files, n_bytes, verification, rows, conflicts, failures or {})
+    if failures:
+        store.put_bytes(run_path(run.run_id, PARTIAL), made.to_json(), replace=True)
+        return made
     try:
         store.put_bytes(run_path(run.run_id, SUCCESS), made.to_json(), replace=False)
     except ObjectExistsError:
@@ -147,6 +169,10 @@ def seal(
             raise RunFencedError(
                 f"run {run.run_id!r} was sealed by epoch {found.epoch if found else '?'} meanwhile: open it again"
             ) from None
+    if read_partial_seal(store, run.run_id) is not None:
+        # a store may let us put and not delete; where both are, _SUCCESS counts
+        with suppress(StoreError):
+            store.delete(run_path(run.run_id, PARTIAL))
     return made
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from ray_sink.config import DictMode, SaveFormat, UploadOptions
 from ray_sink.errors import ConfigError, RunError, StoreError
 from ray_sink.formats import by_suffix, resolve
 from ray_sink.keys import RESERVED
-from ray_sink.manifest import SUCCESS, Seal, read_seal, receipt_from
+from ray_sink.manifest import PARTIAL, SUCCESS, Seal, read_partial_seal, read_seal, receipt_from
 from ray_sink.records import FileRecord, Receipt, State
 from ray_sink.stores import open_store
 
@@ -29,7 +29,7 @@ class Manifest:
     """The sealed set of receipts of a run; read-only.
 
     Attributes:
-        seal: what ``_SUCCESS`` says: counts, bytes, conflicts, rows.
+        seal: what ``_SUCCESS`` (or ``_PARTIAL``) says: counts, bytes, conflicts, rows.
         table: one row a key, as in `ray_sink.manifest.schema`, ordered by key.
     """
 
@@ -50,6 +50,11 @@ class Manifest:
     def __repr__(self) -> str:
         run = self.seal.run
         return f"<Manifest of run {run.run_id!r} at {run.dest or run.staging}: {len(self)} outputs>"
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Reason by key, for outputs that the run went on without (`Limits.max_failures`)."""
+        return self.seal.failures
 
     @cached_property
     def _rows(self) -> dict[str, int]:
@@ -106,13 +111,18 @@ class Manifest:
 
 
 def open(  # noqa: A001 - ray_sink.open reads best
-    dest: str, run_id: str | None = None, *, storage_options: Mapping[str, object] | None = None
+    dest: str,
+    run_id: str | None = None,
+    *,
+    partial: bool = False,
+    storage_options: Mapping[str, object] | None = None,
 ) -> Manifest:
     """Open a sealed run.
 
     Args:
         dest: the destination, or the staging folder where that was the destination.
         run_id: which run, if there are several.
+        partial: take a run, too, that went on without some outputs; its manifest's `failures` names them.
         storage_options: as in `UploadOptions`.
 
     Raises:
@@ -121,9 +131,17 @@ def open(  # noqa: A001 - ray_sink.open reads best
     upload = UploadOptions(storage_options=dict(storage_options or {}))
     store = open_store(dest, upload)
     if run_id is None:
-        run_id = _only_run(store, dest)
+        run_id = _only_run(store, dest, (SUCCESS, PARTIAL) if partial else (SUCCESS,))
     seal = read_seal(store, run_id)
     if seal is None:
+        rest = read_partial_seal(store, run_id)
+        if rest is not None and partial:
+            return Manifest(rest, read_table(store, rest), upload)
+        if rest is not None:
+            raise RunError(
+                f"run {run_id!r} at {dest} is partial: {len(rest.failures)} output(s) failed. Run the same script again to"
+                " try them again, or read the others with ray_sink.open(…, partial=True)"
+            )
         raise RunError(
             f"run {run_id!r} at {dest} is not sealed: it is still under way, or ended early. Run the same script again"
             " to finish it"
@@ -131,12 +149,12 @@ def open(  # noqa: A001 - ray_sink.open reads best
     return Manifest(seal, read_table(store, seal), upload)
 
 
-def _only_run(store: Store, dest: str) -> str:
+def _only_run(store: Store, dest: str, names: Collection[str]) -> str:
     found = sorted(
         {
             PurePosixPath(info.path).parent.name
             for info in store.list(f"{RESERVED}/")
-            if PurePosixPath(info.path).name == SUCCESS
+            if PurePosixPath(info.path).name in names
         }
     )
     if len(found) != 1:

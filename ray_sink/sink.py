@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -28,6 +29,7 @@ from ray_sink.runtime.actors import Destination, RunActors, join_cluster
 from ray_sink.runtime.calls import result
 from ray_sink.runtime.coordinator import failed_error
 from ray_sink.runtime.messages import RunSpec
+from ray_sink.staging import Staging
 from ray_sink.stores import open_store
 
 if TYPE_CHECKING:
@@ -263,7 +265,9 @@ class Sink:
 
         Raises:
             RunIncomplete: a dataset did not run to its end, or a producer never closed its handle.
-            OutputsFailed: naming the outputs that could not be committed.
+            OutputsFailed: naming the outputs that could not be committed, if they are more than `Limits.max_failures`.
+                Up to that many are set aside, and the run is sealed without them: the manifest's `failures` names them,
+                ``_PARTIAL`` is there instead of ``_SUCCESS``, and the same script again tries them again.
             RunFencedError: a newer owner has the run.
         """
         if self._closed:
@@ -280,7 +284,8 @@ class Sink:
                     producers=status.open_producers,
                 )
             status = actors.drain(None)
-            if status.failures:
+            # a sealed run stays as it is: what failed there were new keys
+            if len(status.failures) > (self._limits.max_failures if self._manifest is None else 0):
                 raise failed_error(status.failures)
             if self._manifest is None:
                 self._manifest = self._seal(actors, status)
@@ -297,8 +302,25 @@ class Sink:
         if self._destination is not None:
             made = self._destination.seal(self._claim.epoch, receipts, status)
         else:
-            made = seal(self._store, self._info, self._claim.epoch, result(receipts), status.rows, status.conflicts)
+            made = seal(
+                self._store,
+                self._info,
+                self._claim.epoch,
+                result(receipts),
+                status.rows,
+                status.conflicts,
+                status.failures,
+            )
+        if made.failures:
+            self._set_aside(made)
         return Manifest(made, read_table(self._store, made), self._upload)
+
+    def _set_aside(self, made: Seal) -> None:
+        """Name what failed, in the staging folder too: what is staged of it stays there."""
+        staging = Staging(PosixFilesystem(), Path(self._info.staging), self.run_id)
+        note = json.dumps(dict(made.failures), indent=1, ensure_ascii=False).encode() + b"\n"
+        where = staging.set_aside(f"{made.epoch:06d}.json", note)
+        _log.warning("run.partial", extra={"run_id": self.run_id, "failures": len(made.failures), "named": str(where)})
 
     def _stop(self, *, sweep: bool) -> None:
         """End the actors and let go of the run; whatever happens, all of it is tried."""

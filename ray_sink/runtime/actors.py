@@ -99,7 +99,7 @@ class Destination:
 
     def seal(self, epoch: int, receipts: Any, status: RunStatus) -> Seal:
         """Seal the run; `receipts` is an ObjectRef."""
-        made: Seal = self._call("seal", epoch, receipts, status.rows, status.conflicts)
+        made: Seal = self._call("seal", epoch, receipts, status)
         return made
 
     def _call(self, method: str, *args: Any) -> Any:

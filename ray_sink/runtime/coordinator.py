@@ -141,6 +141,12 @@ class Coordinator:
         if needs_goodbye:
             await self._on_ledger(self._book().producer_opened, name)
 
+    async def set_aside(self, failures: Mapping[str, str]) -> bool:
+        """Outputs that failed; whether the run may go on without them."""
+        await self._on_ledger(self._book().failed, failures)
+        status = await self.status()
+        return len(status.failures) <= self._spec.limits.max_failures
+
     async def producer_closed(self, name: str, node: str, tickets: int, failures: Mapping[str, str]) -> None:
         """A handle's goodbye."""
         await self._on_ledger(self._book().producer_closed, name, tickets, failures)
@@ -233,7 +239,8 @@ class Coordinator:
         return self._spec.info.dest is not None and not self._spec.upload.keep_staged
 
     def _failing(self) -> Mapping[str, str]:
-        return dict(self._book().failures)
+        failures = self._book().failures
+        return dict(failures) if len(failures) > self._spec.limits.max_failures else {}
 
     async def decide(self, proposals: Sequence[Proposal]) -> list[Decision]:
         """Decide a batch of keys; batches that come in together share a journal record and its fsync."""
@@ -357,7 +364,7 @@ class Coordinator:
         return await self.status()
 
     async def receipts(self) -> list[Receipt]:
-        """All receipts, by key."""
+        """The receipts of all that is committed, by key."""
         await self._on_ledger(self._book().begin_sealing)
         return await self._on_ledger(lambda: list(self._book().receipts()))
 

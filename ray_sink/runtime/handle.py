@@ -18,7 +18,7 @@ import torch
 from ray.exceptions import RayActorError, RayError
 
 from ray_sink.config import DictMode
-from ray_sink.errors import DuplicateKeyError, SinkClosedError, SinkError, UnsupportedValueError
+from ray_sink.errors import DuplicateKeyError, RunError, SinkClosedError, SinkError, UnsupportedValueError
 from ray_sink.formats import resolve
 from ray_sink.keys import check_key
 from ray_sink.records import Receipt
@@ -70,7 +70,7 @@ class _Connection:
     todo: queue.SimpleQueue[Callable[[], None] | None] = field(default_factory=queue.SimpleQueue)
     issued: int = 0
     failures: dict[str, str] = field(default_factory=dict)
-    unreported: dict[str, str] = field(default_factory=dict)
+    unreported: dict[str, Exception] = field(default_factory=dict)
 
 
 class SinkHandle:
@@ -313,7 +313,8 @@ class SinkHandle:
                 if isinstance(outcome, Receipt):
                     connection.failures.pop(ticket.key, None)
                 else:
-                    connection.failures[ticket.key] = connection.unreported[ticket.key] = str(outcome)
+                    connection.failures[ticket.key] = str(outcome)
+                    connection.unreported[ticket.key] = outcome
             ticket.settle(outcome)
         connection.lease.free_outputs(len(batch.tickets))
 
@@ -347,7 +348,8 @@ class SinkHandle:
         """Wait until every output accepted so far has its receipt.
 
         Raises:
-            OutputsFailed: naming the outputs that failed since the last flush.
+            OutputsFailed: naming the outputs that failed since the last flush, unless ``Limits.max_failures`` lets the
+                run go on without them.
         """
         connection = self._connection
         if connection is None:
@@ -355,8 +357,23 @@ class SinkHandle:
         connection.lease.wait_idle()
         with connection.lock:
             failed, connection.unreported = connection.unreported, {}
-        if failed:
-            raise failed_error(failed)
+        if failed and not self.set_aside(failed):
+            raise failed_error({key: str(error) for key, error in failed.items()})
+
+    def set_aside(self, failures: Mapping[str, BaseException]) -> bool:
+        """Have outputs that failed counted against ``Limits.max_failures``.
+
+        Args:
+            failures: what their tickets raised, by key.
+
+        Returns:
+            Whether the run may go on without them. Never where it is no fault of the output: of two rows under one key
+            or of a run that was closed, sealed or taken over.
+        """
+        whole = (DuplicateKeyError, SinkClosedError, RunError)
+        if not self._spec.limits.max_failures or any(isinstance(error, whole) for error in failures.values()):
+            return False
+        return bool(self._ask(self._coordinator.set_aside.remote({key: str(e) for key, e in failures.items()})))
 
     def close(self) -> None:
         """Flush and say goodbye. A second call does nothing.

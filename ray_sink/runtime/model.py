@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import itertools
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -95,8 +96,11 @@ class SinkStage:
         tickets = [ticket for piece in pieces for ticket in piece.tickets]
         # shielded: whoever gives this call up must not cancel what the sink is going to settle
         outcomes = await asyncio.shield(asyncio.gather(*tickets, return_exceptions=True))
-        receipts = iter(_receipts(tickets, outcomes))
-        tables = [receipt_table([next(receipts) for _ in piece.tickets], piece.kept) for piece in pieces]
+        failures = _failures_of(tickets, outcomes)
+        if failures and not await asyncio.to_thread(self.spec.handle.set_aside, failures):
+            raise _one_error(failures)
+        left = iter(outcomes)
+        tables = [_rows(piece, list(itertools.islice(left, len(piece.tickets)))) for piece in pieces]
         return pa.concat_tables(tables, promote_options="default") if tables else SCHEMA.empty_table()
 
     def __del__(self) -> None:
@@ -258,18 +262,28 @@ def _without(raw: Any, column: str) -> Any:
     return {name: values for name, values in raw.items() if name != column}
 
 
-def _receipts(tickets: Sequence[Ticket], outcomes: Sequence[Receipt | BaseException]) -> list[Receipt]:
-    """The receipts, or one error that names every key that has none."""
-    failures: dict[str, BaseException] = {
+def _failures_of(tickets: Sequence[Ticket], outcomes: Sequence[Receipt | BaseException]) -> dict[str, BaseException]:
+    return {
         ticket.key: outcome
         for ticket, outcome in zip(tickets, outcomes, strict=True)
         if not isinstance(outcome, Receipt)
     }
-    if not failures:
-        return [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
+
+
+def _one_error(failures: Mapping[str, BaseException]) -> BaseException:
+    """One error that names every key that has no receipt."""
     key, first = next(iter(failures.items()))
     if len(failures) == 1 and isinstance(first, SinkError) and key in str(first):
-        raise first
+        return first
+    one: SinkError = failed_error({key: str(error) for key, error in failures.items()})
     if all(isinstance(error, DuplicateKeyError) for error in failures.values()):
-        raise DuplicateKeyError("; ".join(str(error) for error in failures.values()), keys=list(failures)) from first
-    raise failed_error({key: str(error) for key, error in failures.items()}) from first
+        one = DuplicateKeyError("; ".join(str(error) for error in failures.values()), keys=list(failures))
+    one.__cause__ = first
+    return one
+
+
+def _rows(piece: _Piece, outcomes: Sequence[Receipt | BaseException]) -> pa.Table:
+    """The rows of an output batch that have receipts."""
+    receipts = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
+    mask = pa.array([isinstance(outcome, Receipt) for outcome in outcomes], pa.bool_())
+    return receipt_table(receipts, {name: column.filter(mask) for name, column in piece.kept.items()})

@@ -12,7 +12,7 @@ from ray_sink.config import UploadOptions
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.keys import RESERVED
 from ray_sink.manifest import Seal, seal
-from ray_sink.records import ConflictCounts, MultipartUpload, Receipt, RowCounts, RunInfo, UploadOutcome
+from ray_sink.records import MultipartUpload, Receipt, RunInfo, RunStatus, UploadOutcome
 from ray_sink.runtime.calls import result
 from ray_sink.staging import Staging
 from ray_sink.stores import open_store
@@ -69,9 +69,9 @@ class UploaderShell:
         """See `ray_sink.stores.base.Store.sweep`."""
         self._store.sweep()
 
-    def seal(self, epoch: int, receipts: Sequence[Receipt], rows: RowCounts, conflicts: ConflictCounts) -> Seal:
+    def seal(self, epoch: int, receipts: Sequence[Receipt], status: RunStatus) -> Seal:
         """See `ray_sink.manifest.seal`."""
-        return seal(self._store, self._info, epoch, receipts, rows, conflicts)
+        return seal(self._store, self._info, epoch, receipts, status.rows, status.conflicts, status.failures)
 
     def serve(self, coordinator: Any, index: int) -> None:
         """Upload until the run ends."""
