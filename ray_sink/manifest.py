@@ -5,7 +5,7 @@ Below the destination (or the staging folder, where that is the destination)::
     _ray_sink/<run>/manifest-<epoch>-<hash>.parquet    one row a key; any number of files
     _ray_sink/<run>/_SUCCESS                           JSON, created once, last; names the manifest files
     _ray_sink/<run>/_PARTIAL                           the same of a run that went on without some outputs, which it
-                                                       names; replaced by the next try, and gone once `_SUCCESS` is there
+                                                       names; replaced by the next try, gone once it is complete
 """
 
 from __future__ import annotations

@@ -139,8 +139,8 @@ def open(  # noqa: A001 - ray_sink.open reads best
             return Manifest(rest, read_table(store, rest), upload)
         if rest is not None:
             raise RunError(
-                f"run {run_id!r} at {dest} is partial: {len(rest.failures)} output(s) failed. Run the same script again to"
-                " try them again, or read the others with ray_sink.open(…, partial=True)"
+                f"run {run_id!r} at {dest} is partial: {len(rest.failures)} output(s) failed. Run the same script again"
+                " to try them again, or read the others with ray_sink.open(…, partial=True)"
             )
         raise RunError(
             f"run {run_id!r} at {dest} is not sealed: it is still under way, or ended early. Run the same script again"

@@ -192,6 +192,13 @@ class Staging:
         for file in files:
             self.fs.remove(self.root / file.path)
 
+    def set_aside(self, name: str, data: bytes) -> Path:
+        """Keep a note about outputs that the run went on without; returns where."""
+        folder = self.run_dir / "failed"
+        self.fs.make_dirs(folder, below=self.root)
+        self.fs.replace_with(folder / name, data)
+        return folder / name
+
     def _remove_quietly(self, path: Path) -> None:
         try:
             self.fs.remove(path)
