@@ -29,6 +29,7 @@ os.environ |= {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes: those with Ray stay in two, and one of these has the cluster."""
     for item in items:
