@@ -189,6 +189,7 @@ class Jobs:
         finally:
             for process in self._started:
                 process.stop()
+                shutil.rmtree(process.out.parent, ignore_errors=True)
             self._started = before
 
     def start(
