@@ -7,7 +7,7 @@ The records, by their one name each (a file holds any number of them after its `
                record that follows these: its writer may have died between its write and its fsync
 ``decided``    a batch of ``[key, attempt, source, notes, [[temp, path, bytes, checksum], …]]``
 ``kept``       a batch of ``[key, [[path, bytes], …]]`` where another run's output stayed
-``uploaded``   a batch of ``[term, seq of the decided record, [index, …], verification]``
+``uploaded``   a batch of ``[term, seq of the decided record, [index, …], verification]``, and whose uploader's it is
 ``multipart``  ``[path, upload id]`` of a multipart upload that is about to send its first part
 ``failed``     failures of outputs, reason by key, that the run may go on without
 ``producer``   a producer's name; ``goodbye``: its name, its number of tickets, its failures
@@ -97,6 +97,7 @@ class Book:
         self.paths: dict[str, str] = {}
         self.folders: dict[str, str] = {}
         self.multiparts: dict[str, MultipartUpload] = {}
+        self.last_uploads: dict[tuple[str, int], list[str]] = {}
         self.producers: dict[str, int] = {}
         self.goodbyes: dict[str, int] = {}
         self.failures: dict[str, str] = {}
@@ -148,10 +149,13 @@ class Book:
         self.conflicts = ConflictCounts(**record["conflicts"])
 
     def _apply_uploaded(self, record: Mapping[str, Any], seq: int) -> None:
+        # an uploader frees these before it reports others
+        last = self.last_uploads[self.term, record["uploader"]] = []
         for term, decided_seq, indices, verification in record["batch"]:
             keys = self._decided[term, decided_seq]
             for index in indices:
                 entry = self.entries[keys[index]]
+                last.append(keys[index])
                 entry.uploaded = Verification(verification)
                 paths = {temp.file.path for temp in entry.proposal.files}
                 ended = [upload for upload in self.multiparts.values() if upload.path in paths]

@@ -49,12 +49,14 @@ class LedgerOptions:
         foreign: paths and sizes that were found at the destination and in staging when the sink started; those that
             the journal knows are taken out.
         uploaders: among how many uploaders keys are shared out.
+        keep_staged: staged files stay where they are after upload.
         sealed: the manifest's receipts, where the run is sealed: known keys get theirs, new ones are refused.
     """
 
     on_conflict: OnConflict = "error"
     foreign: Mapping[str, int] = field(default_factory=dict)
     uploaders: int = 1
+    keep_staged: bool = False
     sealed: Sequence[Receipt] | None = None
 
 
@@ -96,6 +98,7 @@ class Ledger:
             life.book.adopt(receipt)
         ledger = cls(life.journal, staging, life.book, info, life.term, options)
         ledger._roll_forward_older()
+        ledger._free_older()
         staging.sweep(life.term)
         return ledger
 
@@ -103,6 +106,22 @@ class Ledger:
         pending = [entry.proposal for entry in self._book.entries.values() if entry.uploaded is None]
         self._note_all_published(pending, self._staging.roll_forward(self.term, pending))
         self._staged_bytes = sum(temp.file.bytes for proposal in pending for temp in proposal.files)
+
+    def _free_older(self) -> None:
+        """What earlier lives uploaded last and may have died over before it was freed.
+
+        Another run may have staged something under the name since: only what is the uploaded file goes.
+        """
+        if self._options.keep_staged:
+            return
+        for keys in self._book.last_uploads.values():
+            files = [temp.file for key in keys for temp in self._book.entries[key].proposal.files]
+            self._staging.free(file for file in files if self._staging.holds(file))
+
+    def unfreed(self, uploader: int) -> list[FileRecord]:
+        """Staged files that an uploader of this life reported last: it may have died before it freed them."""
+        keys = self._book.last_uploads.get((self.term, uploader), [])
+        return [temp.file for key in keys for temp in self._book.entries[key].proposal.files]
 
     # -- deciding ----------------------------------------------------------------------------------------------------
 
@@ -247,7 +266,9 @@ class Ledger:
                 done[outcome.key] = entry
         if batch:
             rows = [[term, seq, sorted(indices), how] for (term, seq, how), indices in batch.items()]
-            self._write({"is": "uploaded", "batch": rows, "conflicts": asdict(self._book.conflicts)})
+            uploader = self._uploader_of(next(iter(done)))
+            counts = asdict(self._book.conflicts)
+            self._write({"is": "uploaded", "batch": rows, "uploader": uploader, "conflicts": counts})
         for entry in done.values():
             self._uploaded += 1
             self._published.discard(entry.proposal.key)

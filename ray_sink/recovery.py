@@ -123,7 +123,7 @@ class Recovery:
             if read_seal(self._store, self.info.run_id) is not None:
                 raise RunSealedError(f"run {self.info.run_id!r} was sealed meanwhile: nothing is left to do")
             self._store.sweep()
-            options = LedgerOptions(on_conflict=self._on_conflict)
+            options = LedgerOptions(on_conflict=self._on_conflict, keep_staged=self._upload.keep_staged)
             self._ledger = Ledger.open(self._staging, self.info, self._claim.epoch, options)
         except BaseException:
             self._claim.release()

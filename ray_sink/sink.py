@@ -147,6 +147,7 @@ class Sink:
             on_conflict=self._on_conflict,
             foreign=self._listing(),
             uploaders=self._upload.uploaders,
+            keep_staged=self._upload.keep_staged,
             sealed=None if self._manifest is None else tuple(self._manifest.receipts()),
         )
         spec = RunSpec(

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ray_sink.checksum import Checksum
+from ray_sink.checksum import Checksum, checksum_of
 from ray_sink.errors import StagingError
 from ray_sink.filesystem import Buffer, Filesystem
 from ray_sink.keys import RESERVED
@@ -186,6 +186,16 @@ class Staging:
         for proposal in proposals:
             for temp in proposal.files:
                 self._remove_quietly(self._tmp / temp.temp)
+
+    def holds(self, file: FileRecord) -> bool:
+        """Whether exactly this file is staged under its final name; all of it is read."""
+        path = self.root / file.path
+        if self.fs.size(path) != file.bytes:
+            return False
+        try:
+            return checksum_of([self.fs.read(path)]) == file.checksum
+        except FileNotFoundError:
+            return False
 
     def free(self, files: Iterable[FileRecord]) -> None:
         """Remove staged files whose upload is in the journal."""

@@ -30,8 +30,11 @@ class Bench:
         on_conflict: OnConflict = "error",
         foreign: Mapping[str, int] | None = None,
         uploaders: int = 1,
+        keep_staged: bool = False,
     ) -> Ledger:
-        options = LedgerOptions(on_conflict=on_conflict, foreign=foreign or {}, uploaders=uploaders)
+        options = LedgerOptions(
+            on_conflict=on_conflict, foreign=foreign or {}, uploaders=uploaders, keep_staged=keep_staged
+        )
         return Ledger.open(self.staging, self.info, epoch, options)
 
     def stage(

@@ -248,3 +248,22 @@ def test_an_empty_folder_in_the_way_of_a_decided_file_goes(bench: Bench) -> None
     bench.staging.fs.make_dirs(bench.disk.root / "x.npy", below=bench.disk.root)
     bench.commit(ledger, "x")
     assert bench.disk.finals() == {"x.npy": b"data"}
+
+
+def test_what_was_uploaded_and_not_freed_is_freed_by_the_next_life_if_it_is_still_that() -> None:
+    bench = Bench()
+    ledger = bench.open()
+    for keys in (["freed"], ["left", "changed"]):
+        bench.commit(ledger, *keys)
+        files = ledger.uploaded(verified(taken(ledger)))
+        if "freed" in keys:
+            bench.staging.free(files)
+    root = bench.disk.root
+    bench.staging.fs.replace_with(root / "changed.npy", b"else")
+    assert sorted(file.path for file in ledger.unfreed(0)) == ["changed.npy", "left.npy"]
+    bench.open(2, keep_staged=True)
+    assert bench.staging.fs.size(root / "left.npy") == 4
+    ledger = bench.open(3)
+    assert bench.staging.fs.size(root / "left.npy") is None
+    assert bench.staging.fs.size(root / "changed.npy") == 4
+    assert ledger.unfreed(0) == []

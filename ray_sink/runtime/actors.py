@@ -28,6 +28,9 @@ _STORE_CALLS = 16
 _COORDINATOR_CALLS = 10_000
 """Calls that wait in the coordinator at a time: most of them only wait for room, for work or for each other."""
 
+_UPLOADERS_S = 10.0
+"""How long uploaders may take to end; one that is in the middle of an object is not waited for."""
+
 _MANY = 1000
 """Paths or receipts that still travel inside a call."""
 
@@ -208,6 +211,9 @@ class RunActors:
         self._steward.stop_asking()
         try:
             self._ask("stop", sweep and self._heart.fenced is None)
+            # an uploader may be freeing what it reported last
+            if self._serving:
+                ray.wait(self._serving, num_returns=len(self._serving), timeout=_UPLOADERS_S)
         finally:
             self._steward.stop()
             ray.kill(self.coordinator)

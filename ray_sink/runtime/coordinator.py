@@ -290,6 +290,10 @@ class Coordinator:
         """Multipart uploads that an earlier life began and did not end."""
         return self._book().abandoned_multiparts
 
+    async def unfreed(self, uploader: int) -> list[FileRecord]:
+        """Staged files that an uploader, which may have died since, was to free."""
+        return self._book().unfreed(uploader)
+
     async def take_uploads(
         self, uploader: int, holding: frozenset[str], max_outputs: int, max_bytes: int
     ) -> list[UploadTask] | None:

@@ -96,6 +96,8 @@ class _Service:
         self._error: BaseException | None = None
 
     def run(self) -> None:
+        if not self._options.keep_staged:
+            self._staging.free(result(self._coordinator.unfreed.remote(self._index)))
         reporter = threading.Thread(target=self._report, name="ray_sink-report", daemon=True)
         reporter.start()
         try:
