@@ -45,7 +45,7 @@ types: $(STAMP) ## mypy --strict
 unit: $(STAMP) ## the tests, in two processes; PYTEST_ARGS='-n0 -k journal' for some of them in one
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
-faults: $(STAMP) ## the fault suite: SIGKILL, SIGSTOP and a power cut at each system call, not at some
+faults: $(STAMP) ## the whole fault suite: every case, SIGKILL, SIGSTOP and a power cut at each system call
 	FAULTS=all PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 format: $(STAMP) ## let ruff rewrite

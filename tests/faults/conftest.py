@@ -1,10 +1,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.faults.processes import Jobs
+from tests.faults.runs import ALL
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without ``FAULTS=all`` the first case of each test stands for the others, and what takes minutes stays out."""
+    if ALL:
+        return
+    here = Path(__file__).parent
+    seen: set[str] = set()
+    kept, left = [], []
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        out = here in item.path.parents and (name in seen or item.get_closest_marker("slow"))
+        (left if out else kept).append(item)
+        seen.add(name)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture(scope="session")

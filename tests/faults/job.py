@@ -153,9 +153,11 @@ class Job:
         self._on_ledger(self.ledger.dataset, "outputs", state, "outputs failed" if self.failures else None)
         if not self.failures:
             self._on_ledger(self.ledger.closing)
-        self._on_ledger(self.ledger.publish_rest)
-        self._news.put(None)
-        uploading.join()
+        try:
+            self._on_ledger(self.ledger.publish_rest)
+        finally:  # whatever happens, the ledger is there as long as somebody reports to it
+            self._news.put(None)
+            uploading.join()
         if self._upload_error is not None:
             raise self._upload_error
         status = self.ledger.status()
