@@ -241,7 +241,9 @@ def test_ones_own_format_is_taken_as_it_is() -> None:
     assert id(resolve(mine)) == id(mine)
 
 
-@pytest.mark.parametrize("wrong", ["jpeg", None, 3, Text, object()], ids=["an unknown name", "None", "a number", "a class", "an object"])
+@pytest.mark.parametrize(
+    "wrong", ["jpeg", None, 3, Text, object()], ids=["an unknown name", "None", "a number", "a class", "an object"]
+)
 def test_what_is_no_format_is_refused_with_the_choices(wrong: Format) -> None:
     with pytest.raises(ConfigError, match=r"SaveFormat\.SAFETENSORS"):
         resolve(wrong)
