@@ -1,0 +1,173 @@
+"""A run over a Ray cluster of its own, for tests to kill parts of.
+
+It prints a JSON line for each thing that has happened; the line ``lose`` on its standard input takes a node away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+from ray.cluster_utils import Cluster
+from ray.data import ActorPoolStrategy
+
+from ray_sink import Limits, SaveFormat, Sink, WriterOptions
+from ray_sink.errors import SinkError
+from tests.faults.plan import Plan
+
+_STORE_BYTES = 150 * 2**20
+
+
+def say(**fact: object) -> None:
+    print(json.dumps(fact), flush=True)
+
+
+@contextmanager
+def cluster(nodes: int) -> Iterator[Any]:
+    """Ray on this machine: one node, or a head and so many workers, each with two logical CPUs."""
+    # the path of a unix socket holds 107 bytes and Ray's own part of it takes 70
+    with tempfile.TemporaryDirectory(prefix="rs-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        if nodes == 1:
+            ray.init(
+                address="local",
+                num_cpus=4,
+                object_store_memory=2 * _STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                _temp_dir=folder,
+            )
+            try:
+                yield None
+            finally:
+                ray.shutdown()
+            return
+        made = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 1,
+                "object_store_memory": _STORE_BYTES,
+                "include_dashboard": False,
+                "temp_dir": folder,
+            },
+        )
+        workers = [made.add_node(num_cpus=2, object_store_memory=_STORE_BYTES) for _ in range(nodes)]
+        ray.init(address=made.address, log_to_driver=False)
+        try:
+            yield lambda: made.remove_node(workers.pop(), allow_graceful=False)
+        finally:
+            ray.shutdown()
+            made.shutdown()
+
+
+def obey(lose: Any) -> None:
+    for line in sys.stdin:
+        if line.strip() == "lose":
+            lose()
+            say(lost=1)
+
+
+def watch(sink: Sink, over: threading.Event) -> None:
+    """Say how many keys are decided, whenever there are more."""
+    said = -1
+    while not over.wait(0.1):
+        try:
+            decided = sink.status().decided
+        except (SinkError, ray.exceptions.RayError):
+            continue
+        if decided != said:
+            said = decided
+            say(decided=decided)
+
+
+def model_of(plan: Plan, handed_over: Path, work_s: float) -> Any:
+    """Travels by value: the workers do not import the tests. `handed_over` gets a line before every call."""
+
+    class Model:
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            with handed_over.open("a") as file:
+                file.write(f"{min(batch['id'])}\n")
+            time.sleep(work_s)
+            return {
+                **batch,
+                "case": [plan.key(i) for i in batch["id"]],
+                "u": [plan.value(i).numpy() for i in batch["id"]],  # type: ignore[union-attr]
+            }
+
+    return Model
+
+
+def by_dataset(sink: Sink, plan: Plan, arguments: argparse.Namespace) -> None:
+    ds = ray.data.range(plan.outputs, override_num_blocks=max(1, plan.outputs // 2))
+    sink.run(
+        ds,
+        model_of(plan, arguments.calls, arguments.work_s),
+        key="case",
+        columns="u",
+        compute=ActorPoolStrategy(size=arguments.actors),
+        num_cpus=1 if arguments.nodes > 1 else 0.5,
+    )
+
+
+def by_handle(sink: Sink, plan: Plan, arguments: argparse.Namespace) -> None:
+    with sink.handle() as handle:
+        for first in range(0, plan.outputs, arguments.batch):
+            numbers = range(first, min(plan.outputs, first + arguments.batch))
+            handle.write_batch([plan.key(n) for n in numbers], [plan.value(n) for n in numbers])
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("tests.faults.cluster_job")
+    add: Any = parser.add_argument
+    add("--staging", type=Path, required=True)
+    add("--dest", required=True)
+    add("--outputs", type=int, required=True)
+    add("--elements", type=int, default=256)
+    add("--work", choices=["dataset", "handle"], default="dataset")
+    add("--work-s", type=float, default=0.05, help="what a call of the model takes")
+    add("--batch", type=int, default=50)
+    add("--nodes", type=int, default=1)
+    add("--actors", type=int, default=1)
+    add("--per-node", type=int, default=1)
+    add("--calls", type=Path, help="file that gets a line for each call of the model")
+    arguments = parser.parse_args(argv)
+    plan = Plan(outputs=arguments.outputs, elements=arguments.elements)
+    over = threading.Event()
+    with cluster(arguments.nodes) as lose:
+        threading.Thread(target=obey, args=(lose,), daemon=True).start()
+        sink = Sink(
+            arguments.dest,
+            staging=arguments.staging,
+            run_id="run-1",
+            save_format=SaveFormat.NUMPY_NPY,
+            writers=WriterOptions(per_node=arguments.per_node),
+            limits=Limits(takeover_s=3.0, drain_s=5.0),
+        )
+        say(began=1)
+        watcher = threading.Thread(target=watch, args=(sink, over), daemon=True)
+        watcher.start()
+        try:
+            with sink:
+                (by_dataset if arguments.work == "dataset" else by_handle)(sink, plan, arguments)
+                over.set()
+                watcher.join()
+            say(sealed=sink.manifest.seal.outputs)
+        except Exception as error:  # noqa: BLE001 - said, and the exit status tells
+            say(error=[type(error).__name__, str(error)[:500]])
+            return 1
+        finally:
+            over.set()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
