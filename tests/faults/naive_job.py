@@ -48,7 +48,7 @@ def main(folder: str, outputs: int) -> None:
             log_to_driver=False,
             _temp_dir=short,
         )
-        writer: Any = ray.remote(num_cpus=0)(Writer)  # type: ignore[call-overload]
+        writer: Any = ray.remote(num_cpus=0)(Writer)
         writer = writer.remote(folder)
         ds = ray.data.range(outputs, override_num_blocks=outputs)
         rows = ds.map_batches(Model, fn_constructor_args=(writer,), compute=ActorPoolStrategy(size=1)).take_all()
