@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 CODE := $(wildcard ray_sink tests examples benchmarks .ci/*.py)
 
-.PHONY: help venv demo test lint types unit faults format wheel clean
+.PHONY: help venv demo test lint types unit slow faults format wheel clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -43,7 +43,10 @@ types: $(STAMP) ## mypy --strict
 	$(BIN)/python -m mypy $(CODE)
 
 unit: $(STAMP) ## the tests, in two processes; PYTEST_ARGS='-n0 -k journal' for some of them in one
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+slow: $(STAMP) ## what make test leaves out: the README's snippets, the demo twice, every process killed once
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m slow --ignore tests/faults $(PYTEST_ARGS)
 
 faults: $(STAMP) ## the whole fault suite: every case, SIGKILL, SIGSTOP and a power cut at each system call
 	FAULTS=all PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)

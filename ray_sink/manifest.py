@@ -93,7 +93,7 @@ class Seal:
                 **raw,
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RunError(f"the run's seal cannot be read: {error}") from error
+            raise RunError(f"_SUCCESS or _PARTIAL cannot be read: {error}") from error
 
 
 def run_path(run_id: str, name: str) -> str:

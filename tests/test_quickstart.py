@@ -56,7 +56,7 @@ def test_the_demo_loses_nothing_while_a_writer_is_killed_and_computes_nothing_tw
     assert not Path(f"/proc/{sink['killed_pid']}").exists()
     assert TILES / 2 <= sink["killed_at"] <= TILES
     assert f"verified byte for byte             │                          {TILES}" in printed
-    assert "(72, 256, 256) torch.float16" in printed
+    assert "→ (72, 256, 256) torch.float16" in " ".join(printed.split())
 
     printed, second = demo(tmp_path, *place)
     for run in second["runs"]:

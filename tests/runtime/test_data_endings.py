@@ -113,6 +113,7 @@ def test_a_failure_is_the_reason_and_its_actors_are_let_go(
     assert "row 17" in reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["before", "after"])
 def test_blocks_that_ray_data_drops_are_missed(sink: Sink, where: str) -> None:
     def fail(row: dict[str, Any]) -> dict[str, Any]:
@@ -133,11 +134,13 @@ def test_blocks_that_ray_data_drops_are_missed(sink: Sink, where: str) -> None:
     assert "lost 1 block(s)" in reason
 
 
+@pytest.mark.slow
 def test_receipts_written_as_parquet_end_the_dataset(sink: Sink, tmp_path: Path) -> None:
     assert verdict(sink, lambda ds: ds.write_parquet(str(tmp_path)), "parquet") == ""
     assert ray.data.read_parquet(str(tmp_path)).count() == ROWS
 
 
+@pytest.mark.slow
 def test_a_dataset_made_of_one_that_runs_through_the_sink_is_none_itself(sink: Sink) -> None:
     source = cases(ROWS, BLOCKS)
     before = source.context.custom_execution_callback_classes
@@ -157,6 +160,7 @@ def test_a_run_that_was_cut_short_is_not_sealed_and_finished_by_the_next(tmp_pat
     assert counts.rows_skipped > 0
 
 
+@pytest.mark.slow
 def test_a_dataset_consumed_twice_is_counted_once(tmp_path: Path) -> None:
     with open_sink(tmp_path) as sink:
         made = lazy(sink, "case")

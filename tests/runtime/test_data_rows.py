@@ -73,6 +73,7 @@ def test_a_key_that_is_not_known_beforehand_takes_nothing_out() -> None:
     assert admitted(cases(10), stage).count() == 10
 
 
+@pytest.mark.slow
 def test_identities_are_the_same_when_ray_runs_a_task_again(tmp_path: Path) -> None:
     seen = tmp_path / "seen.jsonl"
 
@@ -132,6 +133,7 @@ def test_a_resumed_run_computes_nothing_again(tmp_path: Path) -> None:
     assert (counts.rows_in, counts.rows_out, counts.rows_skipped) == (20, 8, 12)
 
 
+@pytest.mark.slow
 def test_two_rows_under_one_key_are_found_in_memory_and_in_parquet(tmp_path: Path) -> None:
     template = KeyTemplate.parse("{case}/{step}")
     table = pa.table({"case": ["a", "b"] * 50, "step": [i // 2 % 49 for i in range(100)], "x": [0.0] * 100})

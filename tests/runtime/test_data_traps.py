@@ -71,6 +71,7 @@ def meeting(folder: Path, actors: int) -> type:
     return Meeting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "blocks"),
     [

@@ -28,6 +28,7 @@ def check_all(run: Run, n: int = N) -> None:
         assert torch.equal(manifest.load(f"k/{i:03d}"), field(i, 20_000))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "shell"),
     [("s3", "WriterShell"), ("s3", "UploaderShell"), ("folder", "Coordinator"), ("staging", "Coordinator")],
@@ -72,6 +73,7 @@ with Sink(dest, staging=staging, limits=Limits(takeover_s=5)) as sink, sink.hand
 """
 
 
+@pytest.mark.slow
 def test_a_killed_drivers_run_is_taken_over(folder_run: Run, tmp_path: Path) -> None:
     import ray
 

@@ -63,6 +63,7 @@ def test_a_dataset_goes_on_without_as_many_outputs_as_allowed_and_the_next_try_c
     assert "_PARTIAL" not in own_names(folder_run)
 
 
+@pytest.mark.slow
 def test_one_more_than_allowed_ends_the_dataset_and_seals_nothing(staging_run: Run) -> None:
     sink = tolerant(staging_run, 1)
     with pytest.raises(SinkError, match="NaN"):

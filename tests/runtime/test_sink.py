@@ -262,6 +262,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(folder_run: Run) -> No
             handle.write("a", field(1)).result(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["error", "keep", "replace"])
 def test_other_runs_outputs_are_treated_as_the_user_said(folder_run: Run, policy: str) -> None:
     assert folder_run.dest is not None
