@@ -245,7 +245,7 @@ class Ledger:
         self._write({"is": "multipart", "path": upload.path, "upload_id": upload.upload_id})
 
     def uploaded(self, outcomes: Sequence[UploadOutcome]) -> list[FileRecord]:
-        """Journal a batch of uploads with one record; failed ones become failures of the run.
+        """Journal a batch of uploads with one record; failed ones become failures of the run. May be repeated.
 
         Returns:
             Staged files that may be freed now.
@@ -253,11 +253,16 @@ class Ledger:
         self._check_fence()
         batch: dict[tuple[str, int, str], list[int]] = {}
         done: dict[str, Entry] = {}
+        again: dict[str, Entry] = {}
         for outcome in outcomes:
             self._uploading[self._uploader_of(outcome.key)].discard(outcome.key)
             entry = self._book.entries.get(outcome.key)
-            if entry is None or entry.uploaded or outcome.key in done or outcome.attempt != entry.proposal.attempt:
-                continue  # an uploader that was given up comes late
+            if entry is None or outcome.attempt != entry.proposal.attempt:
+                continue
+            if entry.uploaded or outcome.key in done:
+                if outcome.error is None:
+                    again[outcome.key] = entry  # our answer was lost on the way
+                continue
             if outcome.error is not None:
                 self._failures[outcome.key] = str(outcome.error)
             elif outcome.verification is not None:
@@ -274,7 +279,7 @@ class Ledger:
             self._published.discard(entry.proposal.key)
             self._failures.pop(entry.proposal.key, None)
             self._staged_bytes -= sum(temp.file.bytes for temp in entry.proposal.files)
-        return [temp.file for entry in done.values() for temp in entry.proposal.files]
+        return [temp.file for entry in (again | done).values() for temp in entry.proposal.files]
 
     def _uploader_of(self, key: str) -> int:
         return zlib.crc32(key.encode()) % self._options.uploaders

@@ -106,6 +106,16 @@ def test_a_failed_upload_is_a_failure_until_it_succeeds(bench: Bench) -> None:
     assert ledger.status().failures == {}
 
 
+def test_a_report_whose_answer_was_lost_gets_it_again(bench: Bench) -> None:
+    ledger = bench.open()
+    bench.commit(ledger, "a", "b")
+    outcomes = verified(taken(ledger))
+    files = ledger.uploaded(outcomes)
+    assert sorted(file.path for file in files) == ["a.npy", "b.npy"]
+    assert ledger.uploaded(outcomes) == files
+    assert (ledger.status().uploaded, ledger.staged_bytes) == (2, 0)
+
+
 def test_what_a_given_up_uploader_says_late_changes_nothing(bench: Bench) -> None:
     ledger = bench.open()
     bench.commit(ledger, "a")

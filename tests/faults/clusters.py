@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Mapping
@@ -34,10 +35,12 @@ class ClusterJob:
     def __init__(self, module: str, *arguments: object, env: Mapping[str, str] | None = None) -> None:
         self._mark = uuid.uuid4().hex
         self.facts: list[dict[str, Any]] = []
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed on leaving
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
             cwd=PROJECT,
             env={**os.environ, **(env or {}), _MARK: self._mark},
@@ -53,6 +56,11 @@ class ClusterJob:
 
     def said(self, name: str) -> list[Any]:
         return [fact[name] for fact in self.facts if name in fact]
+
+    def complained(self) -> str:
+        """What it and its libraries have written to standard error."""
+        self._errors.seek(0)
+        return self._errors.read()
 
     @property
     def decided(self) -> int:
@@ -111,6 +119,7 @@ class ClusterJob:
     ) -> None:
         self._process.kill()
         self._process.wait()
+        self._errors.close()
         for pid in self._all():
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -155,6 +164,6 @@ class ClusterRun:
 
     def finished(self, job: ClusterJob) -> None:
         """The job ends well, and everything holds."""
-        assert job.wait() == 0, job.facts[-3:]
+        assert job.wait() == 0, (job.facts[-3:], job.complained()[-2000:])
         assert job.said("sealed") == [self.plan.outputs]
         self.checker.finished()
