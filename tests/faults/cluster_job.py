@@ -99,7 +99,6 @@ def model_of(plan: Plan, handed_over: Path, work_s: float) -> Any:
             time.sleep(work_s)
             return {
                 **batch,
-                "case": [plan.key(i) for i in batch["id"]],
                 "u": [plan.value(i).numpy() for i in batch["id"]],  # type: ignore[union-attr]
             }
 
@@ -107,11 +106,12 @@ def model_of(plan: Plan, handed_over: Path, work_s: float) -> Any:
 
 
 def by_dataset(sink: Sink, plan: Plan, arguments: argparse.Namespace) -> None:
-    ds = ray.data.range(plan.outputs, override_num_blocks=max(1, plan.outputs // 2))
+    rows = [{"id": n, "part": n % 3} for n in range(plan.outputs)]
+    ds = ray.data.from_items(rows, override_num_blocks=max(1, plan.outputs // 2))
     sink.run(
         ds,
         model_of(plan, arguments.calls, arguments.work_s),
-        key="case",
+        key="runs/part_{part}/sample_{id:04d}",  # as the plan has it
         columns="u",
         compute=ActorPoolStrategy(size=arguments.actors),
         num_cpus=1 if arguments.nodes > 1 else 0.5,
