@@ -127,7 +127,7 @@ class Watch(ExecutionCallback):
         """A failure after the sink's operator has ended leaves nothing undone. The actors are told to end."""
         self._report(executor, None if self._ended_by_itself else f"failed: {_gist(error)}")
         for actor in list(self._actors):
-            actor.__ray_terminate__.remote()
+            actor.__ray_terminate__.options(max_task_retries=0).remote()  # dead already is as good
 
     def _report(self, executor: Any, reason: str | None) -> None:
         if self._operator is None and self._unknown is None:

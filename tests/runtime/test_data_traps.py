@@ -18,7 +18,6 @@ from ray.data import DataContext
 
 from ray_sink import Sink
 from ray_sink.errors import RunIncomplete
-from ray_sink.runtime.pool import CALLS
 from tests.runtime.conftest import pids_of
 from tests.runtime.datasets import cases, doubling, open_sink, within
 from tests.waiting import until
@@ -152,21 +151,24 @@ def test_the_model_is_called_while_no_receipt_comes(sink: Sink, tmp_path: Path) 
     """The calls that wait for receipts take their turns meanwhile: one waits, and the model has the next batch."""
 
     def model(given: dict[str, Any]) -> dict[str, Any]:
-        for i in given["id"]:
-            (tmp_path / str(i)).touch()
+        (id_,) = given["id"]  # a call for each row
+        (tmp_path / str(id_)).touch()
         return {**given, "p": np.ones((len(given["id"]), 8))}
 
     with sink.handle() as handle:
         handle.write("a writer is up", np.ones(1)).result(60)
     writers = pids_of("WriterShell")
+    assert writers
     for pid in writers:
         os.kill(pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as thread:
-        receipts = thread.submit(sink.run, cases(CALLS, CALLS), model, key="waiting/{id}", concurrency=1, num_cpus=0.5)
+        receipts = thread.submit(
+            sink.run, cases(4, 4), model, key="waiting/{id}", batch_size=1, concurrency=1, num_cpus=0.5
+        )
         try:
-            until(lambda: len(list(tmp_path.iterdir())) == CALLS, deadline_s=60)
+            until(lambda: len(list(tmp_path.iterdir())) == 4, deadline_s=60)
             assert not receipts.done()
         finally:
             for pid in writers:
                 os.kill(pid, signal.SIGCONT)
-        assert receipts.result().count() == CALLS
+        assert receipts.result().count() == 4
