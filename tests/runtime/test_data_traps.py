@@ -147,28 +147,33 @@ def test_an_actor_that_dies_is_replaced_and_its_batches_done_again(sink: Sink, t
     assert sorted(row["id"] for row in receipts.take_all()) == list(range(20))
 
 
-def test_the_model_is_called_while_no_receipt_comes(sink: Sink, tmp_path: Path) -> None:
+def test_the_model_is_called_while_no_receipt_comes(tmp_path: Path) -> None:
     """The calls that wait for receipts take their turns meanwhile: one waits, and the model has the next batch."""
+    called, go, staging = tmp_path / "called", tmp_path / "go", tmp_path / "staging"
+    called.mkdir()
+    staging.mkdir()
 
     def model(given: dict[str, Any]) -> dict[str, Any]:
-        (id_,) = given["id"]  # a call for each row
-        (tmp_path / str(id_)).touch()
-        return {**given, "p": np.ones((len(given["id"]), 8))}
+        import time
 
-    with sink.handle() as handle:
-        handle.write("a writer is up", np.ones(1)).result(60)
-    writers = pids_of("WriterShell")
-    assert writers
-    for pid in writers:
-        os.kill(pid, signal.SIGSTOP)
-    with ThreadPoolExecutor(1) as thread:
+        (id_,) = given["id"]  # a call for each row
+        (called / str(id_)).touch()
+        while len(list(called.iterdir())) > 1 and not go.exists():
+            time.sleep(0.02)
+        return {**given, "p": np.ones((1, 8))}
+
+    others = set(pids_of("Coordinator"))
+    with open_sink(staging) as sink, ThreadPoolExecutor(1) as thread:
+        (coordinator,) = set(pids_of("Coordinator")) - others
         receipts = thread.submit(
             sink.run, cases(4, 4), model, key="waiting/{id}", batch_size=1, concurrency=1, num_cpus=0.5
         )
+        until(lambda: len(list(called.iterdir())) == 2 and sink.status().decided == 1, deadline_s=60)
+        os.kill(coordinator, signal.SIGSTOP)  # nothing is decided, so there are no receipts
         try:
-            until(lambda: len(list(tmp_path.iterdir())) == 4, deadline_s=60)
+            go.touch()
+            until(lambda: len(list(called.iterdir())) == 4, deadline_s=60)
             assert not receipts.done()
         finally:
-            for pid in writers:
-                os.kill(pid, signal.SIGCONT)
+            os.kill(coordinator, signal.SIGCONT)
         assert receipts.result().count() == 4
