@@ -24,3 +24,12 @@ def from_file() -> dict[str, str]:
     """What ``UploadOptions(credentials=…)`` names."""
     found: dict[str, str] = json.loads(Path(os.environ[VARIABLE]).read_text())
     return found
+
+
+def wrong() -> dict[str, str]:
+    """Credentials that no server takes."""
+    return {
+        "access_key_id": "nobody",
+        "secret_access_key": "wrong-canary-8f1c2d",
+        "session_token": "token-canary-77ab01",
+    }
