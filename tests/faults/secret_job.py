@@ -28,7 +28,9 @@ def _log_everything() -> None:
 def _told_by_ray() -> str:
     """All that the state API has, in every detail."""
     lists: list[Any] = [state.list_actors, state.list_tasks, state.list_jobs, state.list_workers, state.list_objects]
-    return "\n".join(repr(list_(detail=True, limit=10_000)) for list_ in [*lists, state.list_runtime_envs])
+    here = ray.get_runtime_context().gcs_address
+    lists.append(state.list_runtime_envs)
+    return "\n".join(repr(list_(address=here, detail=True, limit=10_000)) for list_ in lists)
 
 
 def main(argv: Sequence[str]) -> int:
