@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ray_sink.errors import ObjectExistsError, ObjectMissingError, RunError, RunFencedError, StoreError
 from ray_sink.keys import RESERVED
-from ray_sink.records import ConflictCounts, FileRecord, Receipt, RowCounts, RunInfo, State, Verification
+from ray_sink.records import (
+    ConflictCounts,
+    FileRecord,
+    Receipt,
+    RowCounts,
+    RunInfo,
+    RunStatus,
+    State,
+    Verification,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -123,22 +132,18 @@ def seal(
     run: RunInfo,
     epoch: int,
     receipts: Iterable[Receipt],
-    rows: RowCounts,
-    conflicts: ConflictCounts,
-    failures: Mapping[str, str] | None = None,
+    status: RunStatus,
 ) -> Seal:
     """Write the manifest, then ``_SUCCESS``. May be repeated after a crash at any point; the caller owns `epoch`.
 
-    With `failures` it is ``_PARTIAL``: no commit point, the same run may go on later.
+    With failures it is ``_PARTIAL``: no commit point, the same run may go on later.
 
     Args:
         store: the destination.
         run: the run.
         epoch: the caller's epoch.
         receipts: all receipts of the run, ordered by key, in their last state.
-        rows: for the record.
-        conflicts: for the record.
-        failures: reason by key, for outputs that have no receipt.
+        status: its rows, conflicts and failures go into the record.
 
     Raises:
         RunFencedError: somebody else sealed the run with another content.
@@ -156,8 +161,19 @@ def seal(
     if not files:
         files.append(_put_manifest_file(store, run, epoch, ()))
     verification = next((v for v in (Verification.SIZE_CHECKED, Verification.VERIFIED) if v in proofs), None)
-    made = Seal(run, epoch, tuple(files), outputs, n_files, n_bytes, verification, rows, conflicts, failures or {})
-    if failures:
+    made = Seal(
+        run=run,
+        epoch=epoch,
+        manifest=tuple(files),
+        outputs=outputs,
+        files=n_files,
+        total_bytes=n_bytes,
+        verification=verification,
+        rows=status.rows,
+        conflicts=status.conflicts,
+        failures=status.failures,
+    )
+    if made.failures:
         store.put_bytes(run_path(run.run_id, PARTIAL), made.to_json(), replace=True)
         return made
     try:

@@ -233,7 +233,7 @@ class Recovery:
         with self._lock:
             self._ledger.begin_sealing()
             receipts = list(self._ledger.receipts())
-        made = seal(self._store, self.info, self._claim.epoch, receipts, status.rows, status.conflicts)
+        made = seal(self._store, self.info, self._claim.epoch, receipts, status)
         self._sealed = True
         return made
 

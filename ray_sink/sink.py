@@ -299,19 +299,10 @@ class Sink:
         assert self._claim is not None
         self._claim.check_all()
         receipts = actors.receipts()
-        made: Seal
         if self._destination is not None:
             made = self._destination.seal(self._claim.epoch, receipts, status)
         else:
-            made = seal(
-                self._store,
-                self._info,
-                self._claim.epoch,
-                result(receipts),
-                status.rows,
-                status.conflicts,
-                status.failures,
-            )
+            made = seal(self._store, self._info, self._claim.epoch, result(receipts), status)
         if made.failures:
             self._set_aside(made)
         return Manifest(made, read_table(self._store, made), self._upload)

@@ -11,7 +11,7 @@ import pytest
 from ray_sink import manifest
 from ray_sink.errors import RunError, RunFencedError, StoreUnavailableError
 from ray_sink.manifest import Seal, from_parquet, read_seal, run_path, seal, to_parquet
-from ray_sink.records import ConflictCounts, FileRecord, Receipt, RowCounts, RunInfo, State, Verification
+from ray_sink.records import ConflictCounts, FileRecord, Receipt, RowCounts, RunInfo, RunStatus, State, Verification
 from tests.model.disk import Disk
 from tests.model.script import Process, Script
 from tests.model.store import Bucket, SimulatedStore
@@ -44,7 +44,7 @@ def store(bucket: Bucket) -> SimulatedStore:
 
 
 def sealed(store: SimulatedStore, receipts: list[Receipt] = RECEIPTS, epoch: int = 1) -> Seal:
-    return seal(store, INFO, epoch, receipts, ROWS, COUNTS)
+    return seal(store, INFO, epoch, receipts, RunStatus(rows=ROWS, conflicts=COUNTS))
 
 
 def test_receipts_come_back_from_parquet() -> None:

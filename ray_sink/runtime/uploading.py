@@ -71,7 +71,7 @@ class UploaderShell:
 
     def seal(self, epoch: int, receipts: Sequence[Receipt], status: RunStatus) -> Seal:
         """See `ray_sink.manifest.seal`."""
-        return seal(self._store, self._info, epoch, receipts, status.rows, status.conflicts, status.failures)
+        return seal(self._store, self._info, epoch, receipts, status)
 
     def serve(self, coordinator: Any, index: int) -> None:
         """Upload until the run ends."""

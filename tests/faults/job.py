@@ -168,7 +168,7 @@ class Job:
         self.claim.check_all()
         self._on_ledger(self.ledger.begin_sealing)
         receipts = self._on_ledger(lambda: list(self.ledger.receipts()))
-        made = seal(self.store, self.info, self.claim.epoch, receipts, status.rows, status.conflicts)
+        made = seal(self.store, self.info, self.claim.epoch, receipts, status)
         say(sealed=made.outputs)
 
     # -- the coordinator ---------------------------------------------------------------------------------------------

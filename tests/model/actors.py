@@ -100,7 +100,7 @@ class Driver:
         life.call(ledger.begin_sealing)
         receipts = life.call(lambda: list(ledger.receipts()))
         self.claim.check_all()
-        seal(self.store, self.world.info, self.claim.epoch, receipts, status.rows, status.conflicts)
+        seal(self.store, self.world.info, self.claim.epoch, receipts, status)
         return True
 
 
