@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 CODE := $(wildcard ray_sink tests examples benchmarks .ci/*.py)
 
-.PHONY: help venv demo test lint types unit slow faults format wheel clean
+.PHONY: help venv demo test lint types unit slow faults mutants format wheel clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -50,6 +50,9 @@ slow: $(STAMP) ## what make test leaves out: the README's snippets, the demo twi
 
 faults: $(STAMP) ## the whole fault suite: every case, SIGKILL, SIGSTOP and a power cut at each system call
 	FAULTS=all PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+mutants: $(STAMP) ## breaks the code in one place at a time: does the suite see it?
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.faults.mutants
 
 format: $(STAMP) ## let ruff rewrite
 	$(BIN)/python -m ruff check --fix

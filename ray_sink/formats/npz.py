@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import zipfile
+import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, BinaryIO, Final, cast
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import numpy as np
 
 from ray_sink.errors import UnsupportedValueError
 from ray_sink.formats import arrays, values
+from ray_sink.formats.stored_zip import StoredZip
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 _SUFFIX: Final = ".npy"
 _TENSOR: Final = b"ray_sink: one tensor"
 _SEQUENCE: Final = b"ray_sink: a sequence"
-_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
 
 class NpzFormat:
@@ -47,13 +47,10 @@ class NpzFormat:
             comment = _SEQUENCE if isinstance(value, Sequence) else _TENSOR
             each = value if isinstance(value, Sequence) else [value]
             tensors = {values.numbered(index) + _SUFFIX: tensor for index, tensor in enumerate(each)}
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            archive.comment = comment
-            for member, tensor in tensors.items():
-                info = zipfile.ZipInfo(member, _EPOCH)
-                # the size is not known beforehand to zipfile, and may pass 2 GiB
-                with archive.open(info, "w", force_zip64=True) as part:
-                    arrays.write(tensor, cast(BinaryIO, part))
+        archive = StoredZip(file)
+        for member, tensor in tensors.items():
+            archive.add(member, functools.partial(arrays.write, tensor))
+        archive.close(comment)
         return arrays.notes_of(value)
 
     def decode(self, file: BinaryIO) -> Value:
