@@ -53,7 +53,8 @@ class WriterOptions:
         resources: custom resources that a writer's node must have; writers then go there and not to
             the producers' nodes.
         label_selector: labels that a writer's node must have, as above.
-        temp_dir: folder for local temp files on the writer's node; None: the system's.
+        temp_dir: folder for local temp files on the writer's node; None: the system's. Where it is on the staging
+            folder's filesystem, the built-in formats are encoded into the staging folder at once, and nothing is copied.
     """
 
     per_node: int = 1

@@ -10,13 +10,16 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 from ray_sink.errors import StagingError
 
 Buffer = bytes | bytearray | memoryview
+
+Append = Callable[[Buffer], None]
+"""Takes the next bytes of a file; they may change once it has returned."""
 
 _TEMP = re.compile(r"\.(.+)\.[0-9a-f]{12}")
 

@@ -10,15 +10,16 @@ import copy
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Generic, Protocol, TypeVar
 
+from ray_sink.append_file import append_file
 from ray_sink.config import GiB
 from ray_sink.errors import ConfigError, SinkError, StagingError
-from ray_sink.filesystem import Buffer
+from ray_sink.filesystem import Append, Buffer
 from ray_sink.patience import Patience, Tick, is_silence
 from ray_sink.records import Decision, Proposal, Receipt, State, TempFile, receipt_of
 from ray_sink.staging import Staging
@@ -44,12 +45,14 @@ class FileSlot:
         attempt: the attempt that it belongs to.
         number: which of the attempt's files it is.
         bound_bytes: more than what a built-in format will write; for budgets.
+        appends: whoever encodes it only appends.
     """
 
     path: str
     attempt: str
     number: int
     bound_bytes: int
+    appends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +205,7 @@ class DecidedPublishing:
 
     1. Each file is encoded locally: see `ray_sink.temps.LocalTemps`.
     2. It is copied into the staging folder under a temp name, checksummed and fsynced; after an error under a new one.
+       Where both are one filesystem, and the format only appends, it is encoded there at once.
     3. Once a batch: the temps' folder is synced, the ledger decides, the winners get their names, the ledger is told,
        the losers' temps are removed.
 
@@ -245,6 +249,7 @@ class DecidedPublishing:
         self._locate = locate
         self._patience = patience or Patience()
         self._temps = LocalTemps(temp_dir, temp_bytes, self._patience)
+        self._direct = self._temps.is_beside(staging.root)
 
     def prepare(self, slot: FileSlot, encode: Encode) -> TempFile:
         """See `Publishing.prepare`.
@@ -256,14 +261,30 @@ class DecidedPublishing:
         if not _ATTEMPT.fullmatch(slot.attempt):
             raise ConfigError(f"attempt {slot.attempt!r:.80} must be 1 to 200 of A-Z a-z 0-9 _ - and inner dots")
         name = f"{slot.attempt}.{slot.number}"
+        if self._direct and slot.appends:
+            return self._stage(slot, name, lambda append: _appended(encode, append))
         with self._temps.encoded(slot.bound_bytes, encode) as local:
-            return self._patience.again(lambda number: self._stage(slot, f"{name}~{number}" if number else name, local))
+            return self._stage(slot, name, lambda append: _copied(local, append))
 
-    def _stage(self, slot: FileSlot, name: str, local: BinaryIO) -> TempFile:
-        def stage(tick: Tick) -> TempFile:
-            return self._staging.stage(self._term, name, slot.path, _ticking(chunks_of_temp(local), tick))
+    def _stage(self, slot: FileSlot, name: str, write: Callable[[Append], None]) -> TempFile:
+        """Stage what `write` appends; it is called again after an error of the disk."""
 
-        return self._patience.within(f"staging {slot.path!r} in {self._staging.root}", stage)
+        def stage(name: str, tick: Tick) -> TempFile:
+            def ticking(append: Append) -> None:
+                def ticked(data: Buffer) -> None:
+                    tick()
+                    append(data)
+
+                write(ticked)
+
+            return self._staging.stage_with(self._term, name, slot.path, ticking)
+
+        def again(number: int) -> TempFile:
+            anew = f"{name}~{number}" if number else name
+            doing = f"staging {slot.path!r} in {self._staging.root}"
+            return self._patience.within(doing, lambda tick: stage(anew, tick))
+
+        return self._patience.again(again)
 
     def discard(self, files: Sequence[TempFile]) -> None:
         """See `Publishing.discard`."""
@@ -336,7 +357,12 @@ class DecidedPublishing:
         return [key for winner in winners for key in self._publish([winner], failed)]
 
 
-def _ticking(chunks: Iterable[Buffer], tick: Tick) -> Iterator[Buffer]:
-    for chunk in chunks:
-        tick()
-        yield chunk
+def _appended(encode: Encode, append: Append) -> None:
+    file = append_file(append)
+    encode(file)
+    file.flush()
+
+
+def _copied(local: BinaryIO, append: Append) -> None:
+    for chunk in chunks_of_temp(local):
+        append(chunk)

@@ -17,12 +17,12 @@ clock and no lock takes part in it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ray_sink.checksum import Checksum, checksum_of
 from ray_sink.errors import StagingError
-from ray_sink.filesystem import Buffer, Filesystem
+from ray_sink.filesystem import Append, Buffer, Filesystem, NewFile
 from ray_sink.keys import RESERVED
 from ray_sink.records import FileRecord, Proposal, TempFile
 
@@ -51,31 +51,31 @@ class Staging:
         self._made: set[Path] = set()
 
     def stage(self, term: str, name: str, path: str, chunks: Iterable[Buffer]) -> TempFile:
+        """As `stage_with`, with all that `chunks` gives."""
+
+        def write(append: Append) -> None:
+            for chunk in chunks:
+                append(chunk)
+
+        return self.stage_with(term, name, path, write)
+
+    def stage_with(self, term: str, name: str, path: str, write: Callable[[Append], None]) -> TempFile:
         """Write and fsync one file under a temp name; no reader looks there.
 
         Args:
             term: the term of the ledger that will be asked.
             name: unique among all attempts, e.g. attempt id and file number.
             path: the final relative path.
-            chunks: the contents.
+            write: appends the contents.
 
         Raises:
             StagingError: the term is fenced, the disk is full, or a write or fsync failed. The temp is then gone
                 or will be swept; a later try must use another name.
+            Exception: what `write` raised that is no OSError; the temp is gone, too.
         """
         target = self._tmp / term / name
-        checksum = Checksum()
-        size = 0
         try:
             file = self.fs.create(target)
-            try:
-                for chunk in chunks:
-                    checksum.update(chunk)
-                    file.write(chunk)
-                    size += memoryview(chunk).nbytes
-                file.sync()
-            finally:
-                file.close()
         except FileNotFoundError as error:
             raise StagingError(
                 f"the temp folder of term {term} is gone: a newer owner has taken the run over"
@@ -84,9 +84,33 @@ class Staging:
             # whoever was here before us may have had it decided: not ours to remove
             raise StagingError(f"could not stage {path!r}: temp {name!r} is there already") from error
         except OSError as error:
+            raise StagingError(f"could not stage {path!r}: {error}") from error
+        try:
+            return TempFile(f"{term}/{name}", self._filled(file, path, write))
+        except OSError as error:
             self._remove_quietly(target)
             raise StagingError(f"could not stage {path!r}: {error}") from error
-        return TempFile(f"{term}/{name}", FileRecord(path, size, checksum.text))
+        except Exception:
+            self._remove_quietly(target)
+            raise
+
+    def _filled(self, file: NewFile, path: str, write: Callable[[Append], None]) -> FileRecord:
+        """What `write` has appended, synced and closed."""
+        checksum = Checksum()
+        size = 0
+
+        def append(data: Buffer) -> None:
+            nonlocal size
+            checksum.update(data)
+            file.write(data)
+            size += memoryview(data).nbytes
+
+        try:
+            write(append)
+            file.sync()
+        finally:
+            file.close()
+        return FileRecord(path, size, checksum.text)
 
     def sync_temps(self, term: str) -> None:
         """Make the names of this term's temps durable. Without it a decided attempt could be lost at a power cut."""

@@ -40,6 +40,13 @@ class LocalTemps:
         except OSError as error:
             raise ConfigError(f"the folder for local temps, {self._folder}, cannot be made: {error}") from error
 
+    def is_beside(self, folder: Path) -> bool:
+        """Whether `folder` is on the same filesystem."""
+        try:
+            return self._folder.stat().st_dev == folder.stat().st_dev
+        except OSError:
+            return False
+
     @contextmanager
     def encoded(self, bound_bytes: int, encode: Callable[[BinaryIO], None]) -> Iterator[BinaryIO]:
         """A file into which `encode` has written; it is gone after the block.

@@ -148,6 +148,7 @@ class Writer(Generic[FileT, ResultT]):
         self.file_format = file_format
         self.dict_mode = dict_mode
         self._publishing = publishing
+        self._appends = bool(getattr(file_format, "appends", False))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ray_sink-encode") if threads > 1 else None
 
     def __enter__(self) -> Writer[FileT, ResultT]:
@@ -213,7 +214,8 @@ class Writer(Generic[FileT, ResultT]):
 
         def job() -> tuple[FileT, list[str]]:
             bound_bytes = values.encoded_bound_bytes(piece.value)
-            return self._publishing.prepare(FileSlot(piece.path, output.attempt, number, bound_bytes), encode), notes
+            slot = FileSlot(piece.path, output.attempt, number, bound_bytes, appends=self._appends)
+            return self._publishing.prepare(slot, encode), notes
 
         return job
 

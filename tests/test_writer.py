@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 import pytest
@@ -418,6 +420,48 @@ def test_local_temps_have_no_name_and_are_gone_afterwards(book: Book, tmp_path: 
     assert str(temp_dir) in str(bad(results[1], StagingError))
     assert seen == [[], []]
     assert os.listdir(temp_dir) == []
+
+
+@pytest.mark.parametrize("appends", [True, False])
+@pytest.mark.parametrize("beside", [True, False], ids=["one filesystem", "two"])
+def test_a_format_that_only_appends_needs_no_local_temp_beside_the_staging_folder(
+    book: Book, tmp_path: Path, appends: bool, beside: bool
+) -> None:
+    seekable: list[bool] = []
+
+    @dataclass
+    class Seen(Named):
+        appends: bool
+
+        def encode(self, value: Value, file: BinaryIO) -> Sequence[str]:
+            seekable.append(file.seekable())
+            return super().encode(value, file)
+
+        fault = staticmethod(lambda tensor: None)
+
+    with contextlib.ExitStack() as stack:
+        temp_dir = tmp_path / "local" if beside else Path(stack.enter_context(TemporaryDirectory(dir="/dev/shm")))
+        if not beside and temp_dir.stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("needs /dev/shm and the temp folder to be two filesystems")
+        with a_writer(book, file_format=Seen(appends), temp_dir=temp_dir) as writer:
+            receipt = good(writer.write_batch([Output("k", torch.arange(3.0), "a")])[0])
+    assert seekable == [not (appends and beside)]
+    assert (book.staging.root / "k.txt").read_text() == "[0.0, 1.0, 2.0]\n"
+    assert receipt.files[0].checksum == checksum_of([b"[0.0, 1.0, 2.0]\n"])
+
+
+def test_what_is_encoded_straight_into_the_staging_folder_leaves_nothing_when_it_breaks(book: Book) -> None:
+    def fault(tensor: Tensor) -> None:
+        if tensor.max() == 1:
+            raise ZeroDivisionError
+
+    file_format = Named(fault)
+    file_format.appends = True  # type: ignore[attr-defined]
+    with a_writer(book, file_format=file_format) as writer:
+        results = writer.write_batch([Output("k", torch.zeros(3), "a"), Output("j", torch.ones(3), "b")])
+    good(results[0])
+    assert isinstance(bad(results[1]).__cause__, ZeroDivisionError)
+    assert book.staging.temps() == []
 
 
 def test_a_temp_dir_that_cannot_be_made_is_told_at_once(book: Book, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ class Format(Protocol):
     Attributes:
         name: identifies the format in journals and manifests; a resumed run must have the same.
         suffix: file name suffix with its dot, such as ``".pt"``.
+        appends: optional; True says that `encode` only writes, front to back, and never seeks or reads. Its files then
+            need no local temp where the staging folder is on the same filesystem.
 
     Whether a mapping's order is part of its value is the format's to say: ``.pt`` and ``.npz`` keep it, safetensors
     has an order of its own.

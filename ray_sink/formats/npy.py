@@ -19,6 +19,7 @@ class NpyFormat:
 
     name = "numpy_npy"
     suffix = ".npy"
+    appends = True
 
     def check(self, value: Value) -> None:
         """See `ray_sink.formats.base.Format.check`."""

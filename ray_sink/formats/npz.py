@@ -31,6 +31,7 @@ class NpzFormat:
 
     name = "numpy_npz"
     suffix = ".npz"
+    appends = True
 
     def check(self, value: Value) -> None:
         """See `ray_sink.formats.base.Format.check`."""

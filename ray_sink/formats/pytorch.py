@@ -32,6 +32,7 @@ class PytorchFormat:
 
     name = "pytorch_pt"
     suffix = ".pt"
+    appends = True
 
     def check(self, value: Value) -> None:
         """See `ray_sink.formats.base.Format.check`."""

@@ -55,6 +55,7 @@ class SafetensorsFormat:
 
     name = "safetensors"
     suffix = ".safetensors"
+    appends = True
 
     def check(self, value: Value) -> None:
         """See `ray_sink.formats.base.Format.check`."""

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ray_sink.append_file import append_file
 from ray_sink.config import SaveFormat
 from ray_sink.errors import UnsupportedValueError
 from ray_sink.formats import Format, by_suffix, resolve, values
@@ -47,10 +48,15 @@ of_each_format = settings(deadline=None, max_examples=60, suppress_health_check=
 
 
 def encoded(file_format: Format, value: Value) -> bytes:
-    """As the Writer does it."""
+    """As the Writer does it, both into a local temp and straight through."""
     file_format.check(value)
     file = io.BytesIO()
     file_format.encode(values.to_host(value), file)
+    appended = bytearray()
+    through = append_file(appended.extend)
+    file_format.encode(values.to_host(value), through)
+    through.flush()
+    assert appended == file.getvalue()
     return file.getvalue()
 
 
