@@ -54,7 +54,7 @@ class WriterOptions:
             the producers' nodes.
         label_selector: labels that a writer's node must have, as above.
         temp_dir: folder for local temp files on the writer's node; None: the system's. Where it is on the staging
-            folder's filesystem, the built-in formats are encoded into the staging folder at once, and nothing is copied.
+            folder's filesystem, the built-in formats are encoded straight into the staging folder.
     """
 
     per_node: int = 1

@@ -1,0 +1,47 @@
+"""All questions, or those that are named, as one table.
+
+python -m benchmarks [B1 …] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from benchmarks.measuring import Figure, as_json, machine, table
+
+QUESTIONS: Final = {
+    "B1": "writer",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("benchmarks", description=__doc__)
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"of {', '.join(QUESTIONS)}; all without")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    given = parser.parse_args(argv)
+    unknown = set(given.questions) - set(QUESTIONS)
+    if unknown:
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
+    figures: list[Figure] = []
+    for question in given.questions or QUESTIONS:
+        began_s = time.monotonic()
+        answer: Callable[[], Iterator[Figure]] = importlib.import_module(f"benchmarks.{QUESTIONS[question]}").answer
+        for figure in answer():
+            figures.append(figure)
+            print(table([figure]).splitlines()[-1], flush=True)
+        print(f"{question} took {time.monotonic() - began_s:.0f} s", file=sys.stderr, flush=True)
+    print("\n" + table(figures))
+    print("\n" + ", ".join(f"{name} {what}" for name, what in machine().items()))
+    if given.json is not None:
+        given.json.write_text(as_json(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
