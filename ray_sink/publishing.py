@@ -215,10 +215,10 @@ class DecidedPublishing:
         published: tells the ledger which (key, attempt) have their final names, durably. It may raise SinkError.
         locate: asks the ledger for the receipts of decided keys whose files were found under neither name, because
             others published, uploaded and freed them meanwhile; in order. It may raise SinkError.
+        patience: with disks that are full, broken or silent.
         temp_dir: folder for local temps; None: the system's.
         temp_bytes: most bytes of local temps at a time, in memory and on disk; a larger file goes alone. Counted by
             `FileSlot.bound_bytes`.
-        patience: with disks that are full, broken or silent.
     """
 
     def __init__(
@@ -229,9 +229,9 @@ class DecidedPublishing:
         decide: Callable[[Sequence[Proposal]], Sequence[Decision]],
         published: Callable[[Sequence[tuple[str, str]]], None],
         locate: Callable[[Sequence[str]], Sequence[Receipt | SinkError]],
+        patience: Patience,
         temp_dir: str | os.PathLike[str] | None = None,
         temp_bytes: int = 4 * GiB,
-        patience: Patience | None = None,
     ) -> None:
         """Make `temp_dir` if it is missing.
 
@@ -243,7 +243,7 @@ class DecidedPublishing:
         self._decide = decide
         self._published = published
         self._locate = locate
-        self._patience = patience or Patience()
+        self._patience = patience
         self._temps = LocalTemps(temp_dir, temp_bytes, self._patience)
 
     def prepare(self, slot: FileSlot, encode: Encode) -> TempFile:
