@@ -326,7 +326,9 @@ class DecidedPublishing:
         if not winners:
             return []
         try:
-            found = self._patience.within("publishing", lambda tick: self._staging.publish(winners))
+            found = self._patience.again(
+                lambda _: self._patience.within("publishing", lambda tick: self._staging.publish(winners))
+            )
             return list(dict.fromkeys(found))
         except StagingError as error:
             if len(winners) == 1 or is_silence(error):
