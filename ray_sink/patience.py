@@ -104,15 +104,21 @@ class Patience:
         threading.Thread(target=run, name="ray_sink-file", daemon=True).start()
         while not ended.wait(max(0.0, last_s + self._wait_s - self._clock())):
             if self._clock() - last_s >= self._wait_s:
-                raise StagingError(
-                    f"{doing}: the filesystem has not answered for {self._wait_s:g} s. See whether it hangs; what was"
-                    " decided is safe"
-                ) from TimeoutError(errno.ETIMEDOUT, "no answer")
+                raise silence(doing, self._wait_s)
         if errors:
             raise errors[0]
         return results[0]
 
 
+def silence(doing: str, wait_s: float) -> StagingError:
+    """The error for an operation that has shown no life for `wait_s` seconds; caused by a TimeoutError."""
+    error = StagingError(
+        f"{doing}: the filesystem has not answered for {wait_s:g} s. See whether it hangs; what was decided is safe"
+    )
+    error.__cause__ = TimeoutError(errno.ETIMEDOUT, "no answer")
+    return error
+
+
 def is_silence(error: StagingError) -> bool:
-    """Whether `error` is that of `Patience.within`: asking the same filesystem again would only take as long."""
+    """Whether `error` is a `silence`: asking the same filesystem again would only take as long."""
     return isinstance(error.__cause__, TimeoutError)
