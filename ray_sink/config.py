@@ -137,6 +137,8 @@ class Limits:
         staging_bytes: staged files and temps on the shared filesystem that are not uploaded yet.
         drain_s: how long leaving the ``with`` block by an exception waits for what was accepted, seconds.
         takeover_s: how long an owner's counter must stand still until its run may be taken over, seconds.
+        storage_wait_s: how long a filesystem is waited for that is full or does not answer, until what waits for it
+            fails by name, seconds.
         max_failures: outputs that may fail, by an error of their own, without ending the run: they are set aside by
             name, and the run is sealed with ``_PARTIAL`` in the place of ``_SUCCESS``.
     """
@@ -147,6 +149,7 @@ class Limits:
     staging_bytes: int = 256 * GiB
     drain_s: float = 60.0
     takeover_s: float = 60.0
+    storage_wait_s: float = 600.0
     max_failures: int = 0
 
     def __post_init__(self) -> None:
@@ -162,6 +165,7 @@ class Limits:
         _at_least("Limits.staging_bytes", self.staging_bytes, 1 * MiB)
         _at_least("Limits.drain_s", self.drain_s, 0)
         _at_least("Limits.takeover_s", self.takeover_s, 1)
+        _at_least("Limits.storage_wait_s", self.storage_wait_s, 1)
         _count("Limits.max_failures", self.max_failures, 0)
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -202,16 +203,25 @@ class PosixFilesystem:
         here = below
         for part in path.relative_to(below).parts:
             parent, here = here, here / part
+            made = True
             try:
                 os.mkdir(here)
             except FileExistsError:
+                made = False
                 # another writer may have made it and not synced it yet: whoever relies on it syncs
                 if not stat.S_ISDIR(here.lstat().st_mode):
                     raise StagingError(
                         f"{here} is in the way: outputs need a folder there, and a symlink or file is found."
                         " Remove it, or use another staging folder"
                     ) from None
-            self.sync_dir(parent)
+            try:
+                self.sync_dir(parent)
+            except OSError:
+                # a second sync that says yes would prove nothing: whoever tries again makes it anew
+                if made:
+                    with suppress(OSError):
+                        os.rmdir(here)
+                raise
 
     def sync_dir(self, path: Path) -> None:
         """See `Filesystem.sync_dir`."""

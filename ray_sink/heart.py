@@ -11,6 +11,7 @@ from ray_sink.ownership import Claim
 
 _BEATS = 8
 """Beats in the time after which a silent owner may be taken over."""
+_LAST_BEAT_S = 10.0
 
 
 class Heart:
@@ -30,9 +31,9 @@ class Heart:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread; a beat that hangs is not waited for, and does no harm whenever it comes."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_LAST_BEAT_S)
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):

@@ -27,22 +27,20 @@ class Patience:
     """Tries again, with a new file each time, and gives up what never comes back.
 
     Args:
-        full_s: how long a full disk is waited for, seconds.
-        silent_s: how long a file operation may take, or one 4 MiB part of a copy, until it is given up, seconds.
+        wait_s: how long a full disk is waited for, and how long a file operation may take, or one 4 MiB part of a copy,
+            until it is given up, seconds.
         clock: monotonic, seconds.
         sleep: waits for seconds.
     """
 
     def __init__(
         self,
+        wait_s: float,
         *,
-        full_s: float = 600.0,
-        silent_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._full_s = full_s
-        self._silent_s = silent_s
+        self._wait_s = wait_s
         self._clock = clock
         self._sleep = sleep
 
@@ -65,7 +63,7 @@ class Patience:
                 code = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
                 if code in _FULL:
                     waited_s = self._clock() - began_s
-                    if waited_s >= self._full_s:
+                    if waited_s >= self._wait_s:
                         raise StagingError(f"{error} (waited {waited_s:.0f} s for room)") from error.__cause__
                     if not waits:
                         emit(DiskFull(str(error)))
@@ -78,7 +76,7 @@ class Patience:
         raise AssertionError("count() has no end")
 
     def within(self, doing: str, call: Callable[[Tick], T]) -> T:
-        """Return what `call` returns, unless it shows no life for `silent_s`.
+        """Return what `call` returns, unless it shows no life for `wait_s`.
 
         A thread inside a file operation cannot be stopped: it is left behind, and whatever it still does must be
         harmless.
@@ -104,17 +102,23 @@ class Patience:
                 ended.set()
 
         threading.Thread(target=run, name="ray_sink-file", daemon=True).start()
-        while not ended.wait(max(0.0, last_s + self._silent_s - self._clock())):
-            if self._clock() - last_s >= self._silent_s:
-                raise StagingError(
-                    f"{doing}: the filesystem has not answered for {self._silent_s:g} s. See whether it hangs; what was"
-                    " decided is safe"
-                ) from TimeoutError(errno.ETIMEDOUT, "no answer")
+        while not ended.wait(max(0.0, last_s + self._wait_s - self._clock())):
+            if self._clock() - last_s >= self._wait_s:
+                raise silence(doing, self._wait_s)
         if errors:
             raise errors[0]
         return results[0]
 
 
+def silence(doing: str, wait_s: float) -> StagingError:
+    """The error for an operation that has shown no life for `wait_s` seconds; caused by a TimeoutError."""
+    error = StagingError(
+        f"{doing}: the filesystem has not answered for {wait_s:g} s. See whether it hangs; what was decided is safe"
+    )
+    error.__cause__ = TimeoutError(errno.ETIMEDOUT, "no answer")
+    return error
+
+
 def is_silence(error: StagingError) -> bool:
-    """Whether `error` is that of `Patience.within`: asking the same filesystem again would only take as long."""
+    """Whether `error` is a `silence`: asking the same filesystem again would only take as long."""
     return isinstance(error.__cause__, TimeoutError)

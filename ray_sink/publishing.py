@@ -219,10 +219,10 @@ class DecidedPublishing:
         published: tells the ledger which (key, attempt) have their final names, durably. It may raise SinkError.
         locate: asks the ledger for the receipts of decided keys whose files were found under neither name, because
             others published, uploaded and freed them meanwhile; in order. It may raise SinkError.
+        patience: with disks that are full, broken or silent.
         temp_dir: folder for local temps; None: the system's.
         temp_bytes: most bytes of local temps at a time, in memory and on disk; a larger file goes alone. Counted by
             `FileSlot.bound_bytes`.
-        patience: with disks that are full, broken or silent.
     """
 
     def __init__(
@@ -233,9 +233,9 @@ class DecidedPublishing:
         decide: Callable[[Sequence[Proposal]], Sequence[Decision]],
         published: Callable[[Sequence[tuple[str, str]]], None],
         locate: Callable[[Sequence[str]], Sequence[Receipt | SinkError]],
+        patience: Patience,
         temp_dir: str | os.PathLike[str] | None = None,
         temp_bytes: int = 4 * GiB,
-        patience: Patience | None = None,
     ) -> None:
         """Make `temp_dir` if it is missing.
 
@@ -247,7 +247,7 @@ class DecidedPublishing:
         self._decide = decide
         self._published = published
         self._locate = locate
-        self._patience = patience or Patience()
+        self._patience = patience
         self._temps = LocalTemps(temp_dir, temp_bytes, self._patience)
         self._direct = self._temps.is_beside(staging.root)
 
@@ -347,7 +347,9 @@ class DecidedPublishing:
         if not winners:
             return []
         try:
-            found = self._patience.within("publishing", lambda tick: self._staging.publish(winners))
+            found = self._patience.again(
+                lambda _: self._patience.within("publishing", lambda tick: self._staging.publish(winners))
+            )
             return list(dict.fromkeys(found))
         except StagingError as error:
             if len(winners) == 1 or is_silence(error):

@@ -22,6 +22,7 @@ from ray_sink.keys import RESERVED
 from ray_sink.ledger import LedgerOptions, check_same_run
 from ray_sink.manifest import Seal, read_seal, seal
 from ray_sink.ownership import Claim, FolderPlace, Owner, Place, StorePlace, claim
+from ray_sink.patience import Patience
 from ray_sink.places import checked_dest, checked_run_id, checked_staging
 from ray_sink.reading import Manifest, read_table
 from ray_sink.records import RunInfo, RunStatus
@@ -259,7 +260,7 @@ class Sink:
 
     def status(self) -> RunStatus:
         """Where the run stands."""
-        return self._running().status()
+        return self._running().glance()
 
     def close(self) -> Manifest:
         """Wait until every accepted output is committed, and seal the run. A second call returns the manifest again.
@@ -321,7 +322,8 @@ class Sink:
         if self._actors is not None:
             steps.append(partial(self._actors.stop, sweep=sweep))
         if self._claim is not None:
-            steps.append(self._claim.release)
+            patience, release = Patience(self._limits.storage_wait_s), self._claim.release
+            steps.append(partial(patience.within, "releasing the run", lambda tick: release()))
         if self._destination is not None:
             steps.append(self._destination.stop)
         for step in steps:

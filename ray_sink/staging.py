@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ray_sink.checksum import Checksum, checksum_of
@@ -127,43 +128,80 @@ class Staging:
             one: published, uploaded and freed by others, or fenced. The ledger knows which.
 
         Raises:
-            StagingError: a rename failed and both names were looked at, or another file is in the place.
+            StagingError: a rename failed and both names were looked at, another file is in the place, or the names
+                could not be made durable.
         """
         return self._publish(proposals, self._tmp)
 
     def _publish(self, proposals: Sequence[Proposal], folder: Path) -> list[str]:
         vanished: list[str] = []
-        touched: set[Path] = set()
-        for proposal in proposals:
-            for temp in proposal.files:
-                source, target = folder / temp.temp, self.root / temp.file.path
-                try:
+        named: list[TempFile] = []
+        self._make_parents([temp for proposal in proposals for temp in proposal.files], folder)
+        try:
+            for proposal in proposals:
+                for temp in proposal.files:
+                    source, target = folder / temp.temp, self.root / temp.file.path
                     try:
-                        # a fenced writer must not leave a folder where another key's file belongs
-                        if target.parent not in self._made and self.fs.size(source) is None:
+                        if target.parent not in self._made:
                             raise FileNotFoundError(f"{source} is gone")
-                        self._make_parent(target)
                         self.fs.rename(source, target)
                     except OSError as error:
                         if not self._adopt(source, target, temp.file, error):
                             vanished.append(proposal.key)
                             continue
                         self._make_parent(target)
-                except OSError as error:
-                    raise StagingError(f"could not publish {temp.file.path!r}: {error}") from error
-                # an adopted file's publisher may have died before its fsync of the folder
-                touched.add(target.parent)
-        self._sync(touched)
+                    # an adopted file's publisher may have died before its fsync of the folder
+                    named.append(temp)
+            self._sync({(self.root / temp.file.path).parent for temp in named})
+        except OSError as error:
+            for temp in named:
+                self._restore(temp, folder)
+            raise StagingError(f"final names could not be made durable: {error}") from error
         return vanished
+
+    def _make_parents(self, temps: Sequence[TempFile], folder: Path) -> None:
+        """Before anything is named: where a folder cannot be made durable, nothing else in its parent is either."""
+        for temp in temps:
+            target = self.root / temp.file.path
+            # a fenced writer must not leave a folder where another key's file belongs
+            if target.parent in self._made or self.fs.size(folder / temp.temp) is None:
+                continue
+            try:
+                self._make_parent(target)
+            except FileNotFoundError:
+                continue  # another writer takes away what it could not make durable: it is looked at again
+            except OSError as error:
+                raise StagingError(f"could not publish {temp.file.path!r}: {error}") from error
 
     def _sync(self, folders: Iterable[Path]) -> None:
         for folder in sorted(folders):
-            try:
+            # where it is gone, all that was in it is: others have published, uploaded and cleared away
+            with suppress(FileNotFoundError):
                 self.fs.sync_dir(folder)
-            except FileNotFoundError:
-                continue  # and with it all that was in it: others have published, uploaded and cleared away
-            except OSError as error:
-                raise StagingError(f"{folder} cannot be synced: {error}") from error
+
+    def _restore(self, temp: TempFile, folder: Path) -> None:
+        """Give a published file its temp back, as a copy: its name could not be made durable.
+
+        A second sync that says yes proves nothing about the name. With the temp there, whoever publishes again, in this
+        life or the next, gives it anew. Readers keep the file that they see.
+        """
+        source = folder / temp.temp
+        copy = source.with_name(f"{source.name}~again")
+        try:
+            data = self.fs.read(self.root / temp.file.path)
+            if checksum_of([data]) != temp.file.checksum:
+                return
+            file = self.fs.create(copy)
+            try:
+                file.write(data)
+                file.sync()
+            finally:
+                file.close()
+            # under a decided name only what is whole
+            self.fs.rename(copy, source)
+        except OSError:
+            # a disk that cannot do this either, or a newer life has taken the temps away
+            self._remove_quietly(copy)
 
     def _adopt(self, source: Path, target: Path, file: FileRecord, error: OSError) -> bool:
         """After a failed rename, look at both names (NFS may have renamed and reported an error).
@@ -281,7 +319,10 @@ class Staging:
         pending = [p for p in proposals if any(temp.temp in left for temp in p.files)]
         others = {(self.root / temp.file.path).parent for p in proposals for temp in p.files}
         vanished = self._publish(pending, mine)
-        self._sync(others - {(self.root / temp.file.path).parent for p in pending for temp in p.files})
+        try:
+            self._sync(others - {(self.root / temp.file.path).parent for p in pending for temp in p.files})
+        except OSError as error:
+            raise StagingError(f"final names could not be made durable: {error}") from error
         return vanished
 
     def sweep(self, term: str, *, finished: bool = False) -> None:

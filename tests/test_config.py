@@ -55,6 +55,8 @@ def test_options_cannot_be_changed_afterwards() -> None:
         (Limits, {"drain_s": -1}),
         (Limits, {"drain_s": math.nan}),
         (Limits, {"takeover_s": 0}),
+        (Limits, {"storage_wait_s": 0}),
+        (Limits, {"storage_wait_s": math.nan}),
     ],
     ids=lambda part: str(part) if isinstance(part, dict) else part.__name__,
 )

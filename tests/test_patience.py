@@ -36,9 +36,9 @@ def failing(*codes: int) -> tuple[list[int], object]:
     return tries, attempt
 
 
-def a_patience(**limits: float) -> Patience:
+def a_patience(wait_s: float = 600) -> Patience:
     clock = Clock()
-    return Patience(clock=clock.read, sleep=clock.sleep, **limits)
+    return Patience(wait_s, clock=clock.read, sleep=clock.sleep)
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EINTR])
@@ -63,18 +63,18 @@ def test_what_no_other_try_can_mend_is_raised_at_once(code: int) -> None:
 def test_a_full_disk_is_waited_for_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "ray_sink"):
         tries, attempt = failing(*[errno.ENOSPC, errno.EDQUOT] * 50)
-        assert a_patience(full_s=60).again(attempt) == "done"  # type: ignore[arg-type]
+        assert a_patience(wait_s=60).again(attempt) == "done"  # type: ignore[arg-type]
     assert len(tries) == 101
     assert [record.event for record in caplog.records] == ["disk_full"]  # type: ignore[attr-defined]
     tries, attempt = failing(*[errno.ENOSPC] * 1000)
     with pytest.raises(StagingError, match="waited 60 s for room"):
-        a_patience(full_s=60).again(attempt)  # type: ignore[arg-type]
+        a_patience(wait_s=60).again(attempt)  # type: ignore[arg-type]
 
 
 def test_a_call_that_shows_no_life_is_given_up_and_named() -> None:
     hangs = threading.Event()
     with pytest.raises(StagingError, match=r"staging 'a.pt': the filesystem has not answered for 0\.1 s") as raised:
-        Patience(silent_s=0.1).within("staging 'a.pt'", lambda tick: hangs.wait(30))
+        Patience(0.1).within("staging 'a.pt'", lambda tick: hangs.wait(30))
     assert is_silence(raised.value)
     hangs.set()
 
@@ -90,7 +90,7 @@ def test_a_call_that_gets_on_is_not_given_up_however_long_it_takes() -> None:
             seen.append(clock.now_s)
         return "done"
 
-    assert Patience(silent_s=1, clock=clock.read).within("copying", call) == "done"
+    assert Patience(1, clock=clock.read).within("copying", call) == "done"
     assert len(seen) == 5
 
 

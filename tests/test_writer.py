@@ -31,6 +31,7 @@ from ray_sink.filesystem import PosixFilesystem
 from ray_sink.formats import Format, resolve, values
 from ray_sink.formats.base import Value
 from ray_sink.formats.loading import load
+from ray_sink.patience import Patience
 from ray_sink.publishing import FileSlot
 from ray_sink.records import Decision, Proposal, Receipt, State, TempFile, receipt_of
 from ray_sink.staging import Staging, term_name
@@ -125,6 +126,7 @@ def a_writer(
         decide=book.decide,
         published=book.published,
         locate=book.locate,
+        patience=Patience(10),
         temp_dir=temp_dir,
         temp_bytes=temp_bytes,
     )

@@ -173,6 +173,11 @@ class RunActors:
         status: RunStatus = self._ask("status")
         return status
 
+    def glance(self) -> RunStatus:
+        """`status` that waits for no file operation."""
+        status: RunStatus = self._ask("glance")
+        return status
+
     def drain(self, timeout_s: float | None) -> RunStatus:
         """Wait until every decided output is committed or failed, or the time is up.
 

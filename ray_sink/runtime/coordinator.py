@@ -11,7 +11,6 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,9 +18,9 @@ import numpy as np
 
 from ray_sink.book import DatasetState
 from ray_sink.errors import OutputsFailed, RunFencedError, SinkClosedError, SinkError, StagingError
-from ray_sink.filesystem import PosixFilesystem
 from ray_sink.keys import hash_keys
 from ray_sink.ledger import Ledger, LedgerOptions
+from ray_sink.patience import is_silence
 from ray_sink.records import (
     Decision,
     FileRecord,
@@ -34,6 +33,7 @@ from ray_sink.records import (
     UploadTask,
 )
 from ray_sink.runtime.credits import Budget
+from ray_sink.runtime.ledger_thread import LedgerThread
 from ray_sink.runtime.messages import RosterWish, RunSpec, WriterInfo
 from ray_sink.runtime.roster import Roster
 from ray_sink.staging import Staging
@@ -51,12 +51,12 @@ class Coordinator:
 
     def __init__(self, spec: RunSpec, options: LedgerOptions, store_bytes: Mapping[str, int]) -> None:
         self._spec = spec
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
-        self._staging = Staging(PosixFilesystem(), Path(spec.info.staging), spec.info.run_id)
+        self._thread = LedgerThread(spec.limits.storage_wait_s)
+        self._staging = Staging(self._thread.fs, Path(spec.info.staging), spec.info.run_id)
         self._ledger: Ledger | None = None
         self._failed: SinkError | None = None
         try:
-            self._ledger = Ledger.open(self._staging, spec.info, spec.epoch, options)
+            self._ledger = self._thread.first(lambda: Ledger.open(self._staging, spec.info, spec.epoch, options))
         except (SinkError, OSError) as error:
             # said to everyone who asks; a constructor that raises would be restarted for ever
             self._failed = error if isinstance(error, SinkError) else StagingError(f"no journal: {error}")
@@ -85,11 +85,17 @@ class Coordinator:
     async def _on_ledger(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Run one call of the ledger's on its thread.
 
-        A journal that fails is at an unknown state: this life ends, and the next one reads what is there.
+        A journal that fails is at an unknown state: this life ends, and the next one reads what is there. One that
+        hangs may be so, too, but a process cannot end while the operating system keeps a thread of it: this life
+        answers everybody that it is over.
         """
-        loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._thread, lambda: call(*args, **kwargs))
+            return await self._thread.run(call, *args, **kwargs)
+        except StagingError as error:
+            if is_silence(error):
+                self._failed = self._failed or error
+                await self._notify()
+            raise
         except OSError:
             os._exit(70)
 
@@ -346,6 +352,10 @@ class Coordinator:
         """Where the run stands."""
         return await self._on_ledger(self._book().status)
 
+    async def glance(self) -> RunStatus:
+        """`status` for whoever only watches: does not wait for what the ledger is just writing."""
+        return await self._thread.glance(self._book().status)
+
     async def fence(self, by: str) -> None:
         """A newer owner has the run: refuse everything from now on."""
         self._failed = RunFencedError(by)
@@ -382,11 +392,14 @@ class Coordinator:
         await self._notify()
         if self._ledger is not None:
             await self._on_ledger(self._ledger.close)
-        if sweep and self._ledger is not None:
-            try:
-                await asyncio.to_thread(self._staging.sweep, self._ledger.term, finished=True)
-            except OSError as error:
-                raise StagingError(f"temps stay below {self._spec.info.staging} until the next run: {error}") from error
+            if sweep:
+                await self._on_ledger(self._sweep, self._ledger.term)
+
+    def _sweep(self, term: str) -> None:
+        try:
+            self._staging.sweep(term, finished=True)
+        except OSError as error:
+            raise StagingError(f"temps stay below {self._spec.info.staging} until the next run: {error}") from error
 
 
 def failed_error(failures: Mapping[str, str]) -> OutputsFailed:

@@ -14,6 +14,7 @@ from ray_sink.config import DictMode
 from ray_sink.errors import RunFencedError, SinkError, StagingError
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.formats import resolve
+from ray_sink.patience import Patience
 from ray_sink.publishing import DecidedPublishing
 from ray_sink.records import Decision, Proposal, Receipt, TempFile
 from ray_sink.runtime.calls import result
@@ -92,6 +93,7 @@ class WriterShell:
             decide=self._decide,
             published=self._published,
             locate=self._locate,
+            patience=Patience(self._spec.limits.storage_wait_s),
             temp_dir=self._spec.writers.temp_dir,
             temp_bytes=self._spec.limits.temp_bytes,
         )

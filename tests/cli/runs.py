@@ -27,6 +27,7 @@ from ray_sink.filesystem import PosixFilesystem
 from ray_sink.formats import resolve
 from ray_sink.ledger import Ledger, LedgerOptions
 from ray_sink.ownership import Claim, FolderPlace, Owner, Place, StorePlace, claim
+from ray_sink.patience import Patience
 from ray_sink.publishing import DecidedPublishing
 from ray_sink.records import Decision, MultipartUpload, Proposal, Receipt, RunInfo, TempFile
 from ray_sink.staging import Staging
@@ -62,7 +63,12 @@ class Driver:
             FORMAT,
             DictMode.SINGLE,
             DecidedPublishing(
-                self.staging, self.ledger.term, decide=self.decide, published=self.ledger.published, locate=self.locate
+                self.staging,
+                self.ledger.term,
+                decide=self.decide,
+                published=self.ledger.published,
+                locate=self.locate,
+                patience=Patience(10),
             ),
         )
 

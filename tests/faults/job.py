@@ -237,7 +237,7 @@ class Job:
             published=self._published,
             locate=self._locate,
             temp_dir=self.arguments.temp_dir,
-            patience=Patience(silent_s=self.arguments.silent_s),
+            patience=Patience(self.arguments.storage_wait_s),
         )
         return Writer(FORMAT, self.plan.dict_mode, publishing, threads=self.arguments.threads)
 
@@ -325,7 +325,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     add("--writers", type=int, default=1)
     add("--threads", type=int, default=1, help="of each writer; 1: what it does has one order")
     add("--temp-dir", type=Path)
-    add("--silent-s", type=float, default=60.0, help="how long a file operation may take")
+    add("--storage-wait-s", type=float, default=60.0, help="how long a full or silent filesystem is waited for")
     add("--nonce", help="makes the names of attempts known beforehand")
     add("--again", action="store_true", help="write what is committed, too, as a retried batch does")
     add("--twice", action="store_true", help="write every batch twice")

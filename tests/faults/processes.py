@@ -173,6 +173,31 @@ class Process:
         return [line for line in self.log.read_text(errors="replace").splitlines() if any(w in line for w in words)]
 
 
+def attach(
+    pid: int,
+    log: Path,
+    inject: Sequence[Injection],
+    trace: str | None = None,
+    paths: Sequence[Path] = (),
+    text_bytes: int = 16,
+) -> subprocess.Popen[str]:
+    """Have strace look at a process that runs; for the arguments see `Jobs.start`."""
+    needs("strace (Debian package strace)", shutil.which("strace") is not None)
+    names = ",".join([*(one.calls for one in inject), *([trace] if trace else [])])
+    command = ["strace", "-f", "-y", "-s", str(text_bytes), "-o", str(log), "-e", f"trace={names}"]
+    for one in inject:
+        command += ["-e", str(one)]
+    for path in paths:
+        command += ["-P", str(path)]
+    made = subprocess.Popen([*command, "-p", str(pid)], stderr=subprocess.PIPE, text=True)
+    assert made.stderr is not None
+    line = made.stderr.readline()
+    if "attached" not in line:
+        made.wait()
+        needs(f"the right to trace processes (strace says: {line.strip()})", False)
+    return made
+
+
 class Jobs:
     """Starts jobs, and ends them all."""
 
@@ -216,7 +241,7 @@ class Jobs:
         process = Process(inner, go, folder / "out", folder / "log")
         self._started.append(process)
         if inject or trace:
-            process.strace = self._attach(process, inject, trace, paths, text_bytes)
+            process.strace = attach(process.pid, process.log, inject, trace, paths, text_bytes)
         first(process.pid)
         process.begin()
         return process
@@ -226,21 +251,3 @@ class Jobs:
         process = self.start(*argv, **options)
         process.wait()
         return process
-
-    def _attach(
-        self, process: Process, inject: Sequence[Injection], trace: str | None, paths: Sequence[Path], text_bytes: int
-    ) -> subprocess.Popen[str]:
-        needs("strace (Debian package strace)", shutil.which("strace") is not None)
-        names = ",".join([*(one.calls for one in inject), *([trace] if trace else [])])
-        command = ["strace", "-f", "-y", "-s", str(text_bytes), "-o", str(process.log), "-e", f"trace={names}"]
-        for one in inject:
-            command += ["-e", str(one)]
-        for path in paths:
-            command += ["-P", str(path)]
-        made = subprocess.Popen([*command, "-p", str(process.pid)], stderr=subprocess.PIPE, text=True)
-        assert made.stderr is not None
-        line = made.stderr.readline()
-        if "attached" not in line:
-            made.wait()
-            needs(f"the right to trace processes (strace says: {line.strip()})", False)
-        return made

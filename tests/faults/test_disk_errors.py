@@ -97,6 +97,34 @@ def test_a_journal_whose_fsync_failed_ends_its_ledger_and_is_never_synced_again(
     run.again("--again")
 
 
+@pytest.mark.row(16)
+def test_names_in_a_folder_that_cannot_be_synced_are_not_acknowledged_and_are_given_anew(run: Run) -> None:
+    """A second fsync that says yes proves nothing about names that were there before the first one."""
+    final = final_of(run, VICTIM)
+    # the first one of each thread, and each try to publish has one of its own
+    job = run.disturbed(inject=[Injection("fsync", "error=EIO", "1")], paths=[final.parent])
+    assert job.injected()
+    assert job.wait() == 1
+    assert job.said("failed") == [PLAN.key(number) for number in (0, VICTIM)], "the others have folders of their own"
+    assert final.exists()
+    again = run.start("--takeover-s", 0.1, trace="rename,fsync")
+    assert run.hear(again) == 0
+    calls = [call.name for call in again.calls() if str(final) in call.text or f"{final.parent}>" in call.text]
+    assert calls[:2] == ["rename", "fsync"]
+    run.checker.finished()
+
+
+@pytest.mark.row(16)
+def test_a_folder_whose_own_name_cannot_be_synced_is_made_anew(run: Run) -> None:
+    folder = final_of(run, VICTIM).parent
+    job = run.disturbed(inject=[Injection("fsync", "error=EIO", "1")], paths=[folder.parent])
+    assert job.injected()
+    assert job.wait() == 1
+    assert set(job.said("failed")) == set(PLAN.keys())
+    assert not folder.exists()
+    run.again()
+
+
 @pytest.mark.row(17)
 @pytest.mark.parametrize("call", ["openat", "write", "fsync", "close"])
 def test_a_call_that_a_signal_interrupted_is_made_again(run: Run, call: str) -> None:

@@ -66,6 +66,23 @@ def test_a_full_staging_disk_holds_the_writers_back_until_there_is_room(jobs: Jo
         run.checker.finished()
 
 
+@pytest.mark.row(13)
+@pytest.mark.row(14)
+def test_what_waits_for_room_longer_than_it_may_is_failed_by_name(jobs: Jobs, tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "run", 6 * MiB) as at:
+        run = Run.at(jobs, at / "run", LARGE, "--batch", 1, "--storage-wait-s", 1, with_dest=False)
+        with Reader(run.checker):
+            job = run.start()
+            assert run.hear(job) == 1
+        assert job.said("acknowledged") == [LARGE.key(number) for number in range(3)], "three of 1.6 MB have room"
+        (failure,) = [fact for fact in job.said() if "failed" in fact]
+        assert failure["failed"] == LARGE.key(3)
+        assert "No space left on device" in failure["error"][1]
+        assert "(waited 1 s for room)" in failure["error"][1]
+        resize(at, 12 * MiB)
+        run.again()
+
+
 @pytest.mark.row(14)
 def test_a_disk_that_is_full_for_the_journal_too_ends_the_run_and_it_resumes(jobs: Jobs, tmp_path: Path) -> None:
     plan = Plan(outputs=40, elements=200)

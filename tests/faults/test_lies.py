@@ -77,7 +77,7 @@ def test_a_call_that_hangs_is_given_up_by_name_and_the_other_writers_go_on(
 ) -> None:
     run = Run.at(jobs, tmp_path / "run", Plan(outputs=12), *NAMES, with_dest=False)
     job = run.start(
-        *("--takeover-s", 60, "--writers", 2, "--silent-s", 1),
+        *("--takeover-s", 60, "--writers", 2, "--storage-wait-s", 1),
         inject=[Injection(call, HANGS, "1")],
         paths=[files_of(run)[0]],
     )

@@ -40,6 +40,7 @@ class NameChange:
     """A change of names that is visible and not durable. A rename is one change of two folders."""
 
     node: Node
+    by: Process
     gone_from: tuple[Folder, str] | None = None
     now_at: tuple[Folder, str] | None = None
 
@@ -55,6 +56,7 @@ class Disk:
         self.root = root
         self.top = Folder()
         self.pending: list[NameChange] = []
+        self.lost: set[NameChange] = set()
         self.faults: dict[str, tuple[str, int]] = {}
         self.on_final: Callable[[str, bytes], None] = lambda path, data: None
 
@@ -83,7 +85,7 @@ class Disk:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return found
 
-    def put(self, path: Path, node: Node, *, came_from: Path | None = None) -> None:
+    def put(self, path: Path, node: Node, by: Process, *, came_from: Path | None = None) -> None:
         target = self.folder(path.parent)
         gone_from = None
         if came_from is not None:
@@ -91,15 +93,15 @@ class Disk:
             del source.visible[came_from.name]
             gone_from = (source, came_from.name)
         target.visible[path.name] = node
-        self.pending.append(NameChange(node, gone_from, (target, path.name)))
+        self.pending.append(NameChange(node, by, gone_from, (target, path.name)))
         if isinstance(node, File) and self.is_final(path):
             node.final = True
             self.on_final(str(path.relative_to(self.root)), bytes(node.visible))
 
-    def take_away(self, path: Path) -> None:
+    def take_away(self, path: Path, by: Process) -> None:
         folder = self.folder(path.parent)
         node = folder.visible.pop(path.name)
-        self.pending.append(NameChange(node, gone_from=(folder, path.name)))
+        self.pending.append(NameChange(node, by, gone_from=(folder, path.name)))
 
     def is_final(self, path: Path) -> bool:
         return path.parts[len(self.root.parts)] != "_ray_sink"
@@ -123,7 +125,7 @@ class Disk:
 
     def settle(self, folder: Folder) -> None:
         """Make the names in `folder` durable."""
-        for change in [change for change in self.pending if change.touches(folder)]:
+        for change in [change for change in self.pending if change.touches(folder) and not self._is_lost(change)]:
             if change not in self.pending:
                 continue
             if change.now_at is None and isinstance(change.node, Folder):
@@ -133,6 +135,14 @@ class Disk:
             self._apply(change)
             if change.gone_from is not None:
                 self.pending = [p for p in self.pending if not (p.node is change.node and p.now_at == change.gone_from)]
+
+    def lose(self, folder: Folder, by: Process) -> None:
+        """A sync of `folder` failed: later ones say yes, and what `by` had changed there may be lost all the same."""
+        self.lost.update(change for change in self.pending if change.by is by and change.touches(folder))
+
+    def _is_lost(self, change: NameChange) -> bool:
+        # who dies, or sleeps, with the error in hand takes the news along: that is not defended against
+        return change in self.lost and change.by.alive and not change.by.asleep
 
     @staticmethod
     def _apply(change: NameChange) -> None:
@@ -215,7 +225,7 @@ class View:
         if path.name in self.disk.folder(path.parent).visible:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         file = File()
-        self.disk.put(path, file)
+        self.disk.put(path, file, self.process)
         return _Handle(self, path, file)
 
     def create_with(self, path: Path, data: bytes) -> None:
@@ -223,13 +233,13 @@ class View:
         folder = self.disk.folder(path.parent)
         if path.name in folder.visible:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        self.disk.put(path, File(bytearray(data), data))
+        self.disk.put(path, File(bytearray(data), data), self.process)
         self.disk.settle(folder)
         self._fault("create_with", "after", path)
 
     def replace_with(self, path: Path, data: bytes) -> None:
         self._step("replace_with", path)
-        self.disk.put(path, File(bytearray(data)))
+        self.disk.put(path, File(bytearray(data)), self.process)
 
     def read(self, path: Path) -> bytes:
         self._step("read", path)
@@ -252,7 +262,7 @@ class View:
         there = self.disk.folder(target.parent).visible.get(target.name)
         if isinstance(there, Folder) and (isinstance(node, File) or there.visible):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(target))
-        self.disk.put(target, node, came_from=source)
+        self.disk.put(target, node, self.process, came_from=source)
         self._fault("rename", "after", source)
 
     def remove(self, path: Path) -> None:
@@ -263,7 +273,7 @@ class View:
             return
         if isinstance(node, Folder):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        self.disk.take_away(path)
+        self.disk.take_away(path, self.process)
 
     def remove_dir(self, path: Path) -> None:
         self._step("remove_dir", path)
@@ -273,7 +283,7 @@ class View:
             return
         if node.visible:
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
-        self.disk.take_away(path)
+        self.disk.take_away(path, self.process)
 
     def list(self, path: Path) -> list[str]:
         self._step("list", path)
@@ -288,14 +298,24 @@ class View:
             parent, here = here, here / part
             self._step("make_dir", here)
             folder = self.disk.folder(parent)
-            if part not in folder.visible:
-                self.disk.put(here, Folder())
+            made = part not in folder.visible
+            if made:
+                self.disk.put(here, Folder(), self.process)
             elif isinstance(folder.visible[part], File):
                 raise StagingError(f"{here} is in the way")
-            self.sync_dir(parent)
+            try:
+                self.sync_dir(parent)
+            except OSError:
+                if made:
+                    self.remove_dir(here)
+                raise
 
     def sync_dir(self, path: Path) -> None:
-        self._step("sync_dir", path)
+        try:
+            self._step("sync_dir", path)
+        except OSError:
+            self.disk.lose(self.disk.folder(path), self.process)
+            raise
         self.disk.settle(self.disk.folder(path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 
@@ -68,6 +69,15 @@ def kill_and_cut_power(world: World) -> Callable[[Process], None]:
     return both
 
 
+def fail_to_sync_a_folder(world: World) -> Callable[[Process], None]:
+    """The next one, whoever asks for it; the ones after it say yes, and what was lost stays lost."""
+
+    def fail(process: Process) -> None:
+        world.disk.faults["sync_dir"] = ("before", errno.EIO)
+
+    return fail
+
+
 def be_taken_over(*, steps: int, seal: bool) -> Callable[[World], Callable[[Process], None]]:
     """The process sleeps while another driver takes over and works up to a point."""
 
@@ -92,6 +102,7 @@ def be_taken_over(*, steps: int, seal: bool) -> Callable[[World], Callable[[Proc
 
 FAULTS: dict[str, Callable[[World], Callable[[Process], None]]] = {
     "process dies": kill,
+    "folder not synced": fail_to_sync_a_folder,
     "process dies, power cut later": kill_and_cut_power,
     "power cut, all lost": cut_power(0),
     "power cut, all kept": cut_power(1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 import ray_sink
-from ray_sink import Limits, Sink
-from ray_sink.errors import DuplicateKeyError, OutputsFailed, RunError, SinkError
+from ray_sink import Limits, Sink, WriterOptions
+from ray_sink.errors import DuplicateKeyError, OutputsFailed, RunError, SinkError, StagingError
+from tests.faults.mounts import tmpfs
 from tests.fields import field
 from tests.picky import Picky
 from tests.runtime.conftest import Run
@@ -88,3 +90,25 @@ def test_a_handle_goes_on_too_but_not_with_two_rows_under_one_key(staging_run: R
             handle.close()
     assert list(sink.manifest.failures) == ["bad"]
     assert list(sink.manifest) == ["good", "twice"]
+
+
+def test_what_waits_too_long_for_a_full_disk_is_failed_by_name_and_the_rest_goes_on(
+    staging_run: Run, tmp_path: Path
+) -> None:
+    """What is larger than 1 MiB is encoded on the writer's own disk, the rest in memory."""
+    limits = Limits(takeover_s=5, storage_wait_s=1)
+    with tmpfs(tmp_path / "local", 2**20) as local:
+        sink = staging_run.sink(limits=limits, writers=WriterOptions(temp_dir=str(local)))
+        handle = sink.handle()
+        large = handle.write("large", torch.zeros(2**20))
+        small = handle.write("small", field(1))
+        assert small.result(60).key == "small"
+        with pytest.raises(StagingError, match=r"'large'.*No space left on device.*waited 1 s for room"):
+            large.result(60)
+        with pytest.raises(OutputsFailed, match="'large'"):
+            handle.close()
+        with pytest.raises(OutputsFailed, match="'large'"):
+            sink.close()
+    with staging_run.sink() as again, again.handle() as handle:
+        handle.write("large", torch.zeros(2**20))
+    assert sorted(staging_run.outputs()) == ["large.pt", "small.pt"]
