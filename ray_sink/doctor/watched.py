@@ -23,11 +23,13 @@ _READY_S = 60.0
 _ANSWER_S = 60.0
 _SLOW_S = 1.0
 _SHOWN = 5
+_RACERS = 4
+"""Observers that race; all of a large cluster would wait for each other for long."""
 
 OK, WEAK, FAILED = Status.OK, Status.WEAK, Status.FAILED
 
-RENAME, VISIBLE, EXCLUSIVE = "atomic rename", "visibility", "exclusive create"
-_PROMISES = {RENAME: ("P1",), VISIBLE: ("P1", "P2", "P5"), EXCLUSIVE: ("P3", "P7")}
+RENAME, VISIBLE, EXCLUSIVE, FENCE = "atomic rename", "visibility", "exclusive create", "fence elsewhere"
+_PROMISES = {RENAME: ("P1",), VISIBLE: ("P1", "P2", "P5"), EXCLUSIVE: ("P3", "P7"), FENCE: ("P3", "P5")}
 
 
 def _finding(name: str, status: Status, message: str, advice: str = "") -> Finding:
@@ -42,13 +44,15 @@ def examine(fs: Filesystem, root: Path, folder: Path, observers: Sequence[Observ
     """
     token = secrets.token_hex(16)
     try:
+        fs.make_dirs(folder / watcher.FENCE, below=folder)
         _put(fs, folder, watcher.TOKEN, token.encode())
         for number, observer in enumerate(observers):
             observer.start(str(folder.relative_to(root)), str(number), token)
-        _wait_until_ready(folder, observers)
+        racers = ["doctor", *_wait_until_ready(folder, observers)[:_RACERS]]
         rounds = _publish(fs, folder)
-        _put(fs, folder, watcher.END, str(rounds).encode())
-        won = {"the doctor": watcher.race(folder, "doctor")}
+        fs.rename(folder / watcher.FENCE, folder / f"{watcher.FENCE}d")
+        _put(fs, folder, watcher.END, f"{rounds} {' '.join(racers)}".encode())
+        won = {"the doctor": watcher.race(folder, "doctor", racers)}
         seen: dict[str, Sightings] = {}
         trouble: dict[str, str] = {}
         for observer in observers:
@@ -60,10 +64,11 @@ def examine(fs: Filesystem, root: Path, folder: Path, observers: Sequence[Observ
         for observer in observers:
             observer.stop()
     same = {name: sight for name, sight in seen.items() if sight.place is Place.SAME}
-    won |= {name: list(sight.won) for name, sight in same.items()}
+    names = [observer.name for number, observer in enumerate(observers) if str(number) in racers]
+    won |= {name: list(same[name].won) for name in names if name in same}
     return [
         *_visible(root, seen, trouble, rounds),
-        *([_renamed(same, rounds)] if same else []),
+        *([_renamed(same, rounds), _fenced(same)] if same else []),
         _raced(won),
     ]
 
@@ -80,13 +85,14 @@ def _put(fs: Filesystem, folder: Path, name: str, data: bytes) -> None:
     fs.rename(temp, folder / name)
 
 
-def _wait_until_ready(folder: Path, observers: Sequence[Observer]) -> None:
-    """Until each looks or has ended; who is later than that misses some."""
+def _wait_until_ready(folder: Path, observers: Sequence[Observer]) -> list[str]:
+    """Until each looks or has ended; who is later than that misses some. The names of those who look."""
     pause = threading.Event()
     end = time.monotonic() + _READY_S
     for number, observer in enumerate(observers):
         while not (folder / f"ready-{number}").exists() and not observer.ended() and time.monotonic() < end:
             pause.wait(0.02)
+    return [str(number) for number in range(len(observers)) if (folder / f"ready-{number}").exists()]
 
 
 def _publish(fs: Filesystem, folder: Path) -> int:
@@ -136,6 +142,19 @@ def _renamed(seen: Mapping[str, Sightings], rounds: int) -> Finding:
     where = _named(torn | gone)
     message = f"{said}: {sum(torn.values())} torn, {sum(gone.values())} times gone (seen by {where})"
     return _finding(RENAME, FAILED, message, "use another filesystem for staging")
+
+
+def _fenced(seen: Mapping[str, Sightings]) -> Finding:
+    """A folder that is moved away keeps dead owners out only where no machine goes on by its old name."""
+    late = {name: sight.unfenced_s for name, sight in seen.items() if sight.unfenced_s}
+    if not late:
+        return _finding(FENCE, OK, f"a folder that was moved is closed at once to {_named(seen)}")
+    longest = max(late.values())
+    said = f"{_named(late)} could create files in a folder {longest:.1f} s after it was moved away"
+    if longest >= watcher.LATE_S:
+        return _finding(FENCE, FAILED, said, "use another filesystem for staging, or mount it without caching names")
+    advice = "mount it without caching names (NFS: lookupcache=none), or be sure that an owner is dead"
+    return _finding(FENCE, WEAK, said, advice)
 
 
 def _raced(won: Mapping[str, Sequence[int]]) -> Finding:

@@ -4,16 +4,19 @@
 
 The folder itself is the only channel, because whether it is one is the question. The doctor puts ``token``; an observer
 that sees it answers with ``ready-<name>`` and reads what is published and replaced beside it, until there is ``end``,
-which holds how many names were published. Then all of them race for the same names.
+which holds how many names were published, and who then races for the same names. Before ``end`` the doctor moves the
+folder ``fence`` away, in which each observer had made a file: from then on nobody may make another one.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,14 +24,16 @@ from pathlib import Path
 from ray_sink.doctor.mounts import mount_of
 from ray_sink.filesystem import PosixFilesystem
 
-TOKEN, END, REPLACED = "token", "end", "replaced"
+TOKEN, END, REPLACED, FENCE = "token", "end", "replaced", "fence"
 RACES = 40
 LATE_S = 10.0
 """How long an observer waits for a name that is there already, seconds."""
 SILENT_S = 30.0
 """A doctor that publishes nothing for so long is dead, seconds."""
 _PAUSE_S = 0.01
-_RACE = "race-"
+_MEETING_S = 0.5
+_MISSED = 10
+"""How often racers wait for one who does not come."""
 _HEAD = struct.Struct("<II")
 
 
@@ -53,7 +58,7 @@ def new_name(number: int) -> str:
 
 def race_name(number: int) -> str:
     """Name that all race for."""
-    return f"{_RACE}{number:03d}"
+    return f"race-{number:03d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,8 @@ class Sightings:
         vanished: times that a name which is only ever replaced was not there.
         published: new names seen.
         late_s: from the sight of ``end`` until all new names were seen, or were given up, seconds.
+        unfenced_s: how long after the sight of ``end`` it could still create files under the old name of a folder that
+            was moved, seconds.
         won: the races that it thinks it has won.
         node: where it ran, if somebody asked for a certain node.
     """
@@ -107,6 +114,7 @@ class Sightings:
     vanished: int = 0
     published: int = 0
     late_s: float = 0.0
+    unfenced_s: float = 0.0
     won: tuple[int, ...] = ()
     node: str = ""
 
@@ -162,15 +170,21 @@ def watch(asked: Watch) -> Sightings:
             return seen
         time.sleep(_PAUSE_S)
     seen.appeared_s = time.monotonic() - began
-    PosixFilesystem().create(folder / f"ready-{asked.name}").close()
-    _until_all_is_seen(watcher, folder)
-    seen.won = tuple(race(folder, asked.name))
+    fs = PosixFilesystem()
+    fs.create(folder / FENCE / asked.name).close()
+    fs.create(folder / f"ready-{asked.name}").close()
+    racers = _until_all_is_seen(watcher, folder)
+    seen.unfenced_s = _until_fenced(folder / FENCE, asked.name)
+    if asked.name in racers:
+        seen.won = tuple(race(folder, asked.name, racers))
     return seen
 
 
-def _until_all_is_seen(watcher: Watcher, folder: Path) -> None:
+def _until_all_is_seen(watcher: Watcher, folder: Path) -> list[str]:
+    """Who races afterwards."""
     heard = time.monotonic()
     ended: float | None = None
+    racers: list[str] = []
     while True:
         news, now = watcher.look(), time.monotonic()
         if news:
@@ -179,12 +193,26 @@ def _until_all_is_seen(watcher: Watcher, folder: Path) -> None:
             break
         elif now - heard > SILENT_S:
             raise TimeoutError(f"nothing was published in {folder} for {SILENT_S:g} s: is the doctor dead?")
-        count = _text(folder / END)
-        if count:
+        if text := _text(folder / END):
             ended = ended or now
+            count, *racers = text.split()
             if watcher.seen.published >= int(count):
                 break
     watcher.seen.late_s = time.monotonic() - ended
+    return racers
+
+
+def _until_fenced(moved: Path, name: str) -> float:
+    """How long this machine goes on creating files below a name that is gone, from its caches."""
+    fs, began, number = PosixFilesystem(), time.monotonic(), 0
+    while time.monotonic() - began < LATE_S:
+        try:
+            fs.create(moved / f"{name}-{number}").close()
+        except FileNotFoundError:
+            break
+        number += 1
+        time.sleep(_PAUSE_S)
+    return time.monotonic() - began if number else 0.0
 
 
 def _text(path: Path) -> str | None:
@@ -194,21 +222,47 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def race(folder: Path, name: str) -> list[int]:
-    """Try to be the first under each of the names; the numbers of those that were won.
+def race(folder: Path, name: str, racers: Sequence[str]) -> list[int]:
+    """Try to be the first under each of the names, at the same moment as the others; the numbers that were won.
 
-    Nobody gives a start signal: who is refused goes on where the others are.
+    A name is taken as `ray_sink.filesystem.Filesystem.create_with` takes it, by a link of a file that is there already;
+    and because that file is what the others wait for, nothing lies between the meeting and the race.
     """
-    fs, won, number = PosixFilesystem(), [], 0
-    while number < RACES:
-        try:
-            fs.create_with(folder / race_name(number), name.encode())
+    won, patience = [], _MISSED
+    for number in range(RACES):
+        mine = folder / f"at-{number}-{name}"
+        _fill(mine)
+        others = [folder / f"at-{number}-{other}" for other in racers if other != name]
+        end = time.monotonic() + _MEETING_S
+        while patience and not all(map(os.path.lexists, others)):
+            if time.monotonic() > end:
+                patience -= 1
+                break
+        if _taken(mine, folder / race_name(number)):
             won.append(number)
-        except FileExistsError:
-            taken = [int(other[-3:]) for other in fs.list(folder) if other.startswith(_RACE)]
-            number = max([number, *taken])
-        number += 1
     return won
+
+
+def _fill(path: Path) -> None:
+    file = PosixFilesystem().create(path)
+    try:
+        file.write(b"racer")
+        file.sync()
+    finally:
+        file.close()
+
+
+def _taken(mine: Path, name: Path) -> bool:
+    try:
+        os.link(mine, name)
+    except FileExistsError:
+        return False
+    except OSError:  # no hard links here
+        try:
+            PosixFilesystem().create(name).close()
+        except FileExistsError:
+            return False
+    return True
 
 
 def main() -> None:

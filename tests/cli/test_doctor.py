@@ -137,7 +137,7 @@ def test_kinds_of_filesystems_are_named_with_the_way_out(tmp_path: Path, line: s
     assert mount is not None
     assert mount.folder == "/"
     mount = mount_of(place, table)
-    (finding,) = judge(mount, "staging")
+    finding = judge(mount, "staging")[0]
     assert finding.status is status
     assert word in finding.message
     assert status is not Status.FAILED or finding.advice

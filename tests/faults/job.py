@@ -265,7 +265,7 @@ class Job:
             retry = Retry(RetryPolicy(total_s=self.arguments.retry_s))
             with Uploader(
                 self.store,
-                self.root,
+                self.arguments.upload_from or self.root,
                 self.info.run_id,
                 self.upload,
                 on_multipart=self._multipart_started,
@@ -325,6 +325,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     add("--writers", type=int, default=1)
     add("--threads", type=int, default=1, help="of each writer; 1: what it does has one order")
     add("--temp-dir", type=Path)
+    add("--upload-from", type=Path, help="the staging folder as the uploader sees it, through another mount")
     add("--silent-s", type=float, default=60.0, help="how long a file operation may take")
     add("--nonce", help="makes the names of attempts known beforehand")
     add("--again", action="store_true", help="write what is committed, too, as a retried batch does")
