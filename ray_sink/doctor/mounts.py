@@ -164,6 +164,11 @@ def judge(mount: Mount | None, area: str) -> list[Finding]:
     ] or [_unremarkable(mount, area, where)]
 
 
+def is_bucket(mount: Mount) -> bool:
+    """Whether it is a bucket shown as a folder."""
+    return any(kind.title in _BUCKETS.values() for kind in _kinds_of(mount))
+
+
 def _kinds_of(mount: Mount) -> tuple[_Kind, ...]:
     names = {mount.kind.removeprefix("fuse.").lower(), mount.source.partition("#")[0].rpartition("/")[2].lower()}
     if mount.kind.startswith("fuse"):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ray_sink.config import Limits
-from ray_sink.doctor import watched
+from ray_sink.doctor import room, watched
 from ray_sink.doctor.findings import Finding, Status
 from ray_sink.doctor.mounts import judge, mount_of
 from ray_sink.doctor.observers import Observer, SecondProcess
@@ -17,7 +16,6 @@ from ray_sink.doctor.workplace import workplace
 from ray_sink.filesystem import Filesystem, PosixFilesystem
 
 _AREA = "staging"
-_FEW_FILES = 100_000
 _LARGE_BYTES = 32 * 2**20
 
 OK, WEAK, FAILED, NOTE = Status.OK, Status.WEAK, Status.FAILED, Status.NOTE
@@ -46,7 +44,7 @@ def examine(root: Path, observers: Sequence[Observer] = (), fs: Filesystem | Non
     except OSError as error:
         advice = "give the user that runs Ray the right to write there"
         found.append(Finding(_AREA, "writable", FAILED, str(error), advice, ("P1", "P2", "P5")))
-    return [*found, *_room(root)]
+    return [*found, *room.examine(root, Limits())]
 
 
 def _watched(fs: Filesystem, root: Path, folder: Path, observers: Sequence[Observer]) -> list[Finding]:
@@ -156,21 +154,6 @@ def _speed(fs: Filesystem, folder: Path) -> Finding:
         file.close()
     rate = _LARGE_BYTES / (time.monotonic() - began) / 1e6
     return Finding(_AREA, "speed", NOTE, f"{rate:.0f} MB/s into one file, fsync included")
-
-
-def _room(root: Path) -> list[Finding]:
-    free, wanted = shutil.disk_usage(root).free, Limits().staging_bytes
-    said = f"{free / 1e9:.1f} GB free"
-    if free < wanted:
-        advice = f"say Limits(staging_bytes=…) below that; it is {wanted / 1e9:.0f} GB by default"
-        found = [Finding(_AREA, "free space", WEAK, said, advice, ("P6",))]
-    else:
-        found = [Finding(_AREA, "free space", OK, said, promises=("P6",))]
-    files = os.statvfs(root)
-    if files.f_files and files.f_favail < _FEW_FILES:
-        advice = "use a filesystem with more inodes"
-        found.append(Finding(_AREA, "free inodes", WEAK, f"{files.f_favail} files more fit", advice, ("P6",)))
-    return found
 
 
 _ABOUT: dict[Callable[[Filesystem, Path], Finding], tuple[str, tuple[str, ...]]] = {

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,9 +13,10 @@ import pytest
 from ray_sink.doctor.findings import Finding, Status, Verdict, verdicts
 from ray_sink.doctor.mounts import Mount, judge, mount_of
 from ray_sink.doctor.watcher import REPLACED, Watcher, is_whole, new_name, sealed
-from tests.cli.conftest import call, run
+from tests.cli.conftest import ROOT, call, run
 from tests.servers import S3Bucket, S3Server
 from tests.stores.conftest import sign_in
+from tests.waiting import until
 
 
 def found(answer: object, area: str) -> dict[str, str]:
@@ -178,3 +184,36 @@ def test_the_worst_finding_decides_a_promise() -> None:
     assert verdict(Status.OK, Status.NOTE) is Verdict.HOLDS
     assert verdict(Status.OK, Status.WEAK) is Verdict.WEAKER
     assert verdict(Status.FAILED, Status.WEAK) is Verdict.CANNOT_HOLD
+
+
+@contextmanager
+def doctor_at_work(staging: Path) -> Iterator[subprocess.Popen[str]]:
+    """A doctor that has begun to try things."""
+    command = [sys.executable, "-m", "ray_sink.cli", "doctor", "--staging", str(staging), "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        until(lambda: bool(list(staging.glob("_ray_sink/doctor-*/new-000003"))), deadline_s=30)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_a_doctor_left_that_was_killed_the_next_one_removes(disk: Path) -> None:
+    with doctor_at_work(disk) as killed:
+        killed.kill()
+        killed.wait()
+        assert len(list(disk.glob("_ray_sink/doctor-*"))) == 1
+    assert call("doctor", "--staging", disk).code == 0
+    assert list(disk.iterdir()) == []
+
+
+def test_a_doctor_that_is_alive_is_left_alone_by_another(disk: Path) -> None:
+    with doctor_at_work(disk) as first:
+        answer = call("doctor", "--staging", disk, "--json")
+        out, _ = first.communicate(timeout=60)
+    assert answer.code == first.returncode == 0
+    for findings in (answer.json, json.loads(out)):
+        assert "failed" not in found(findings, "staging").values()
+    assert list(disk.iterdir()) == []
