@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,10 @@ import pytest
 from ray_sink.doctor.findings import Finding, Status, Verdict, verdicts
 from ray_sink.doctor.mounts import Mount, judge, mount_of
 from ray_sink.doctor.watcher import REPLACED, Watcher, is_whole, new_name, sealed
+from ray_sink.doctor.workplace import workplace
+from ray_sink.filesystem import PosixFilesystem
 from tests.cli.conftest import ROOT, call, run
+from tests.faults.s3_proxy import Proxy, answer
 from tests.servers import S3Bucket, S3Server
 from tests.stores.conftest import sign_in
 from tests.waiting import until
@@ -210,10 +212,24 @@ def test_what_a_doctor_left_that_was_killed_the_next_one_removes(disk: Path) -> 
 
 
 def test_a_doctor_that_is_alive_is_left_alone_by_another(disk: Path) -> None:
-    with doctor_at_work(disk) as first:
-        answer = call("doctor", "--staging", disk, "--json")
-        out, _ = first.communicate(timeout=60)
-    assert answer.code == first.returncode == 0
-    for findings in (answer.json, json.loads(out)):
-        assert "failed" not in found(findings, "staging").values()
+    filesystem = PosixFilesystem()
+    with workplace(filesystem, disk) as first:
+        with workplace(filesystem, disk) as second:
+            assert sorted(first.parent.iterdir()) == sorted([first, second])
+        assert list(first.parent.iterdir()) == [first]
     assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize(("operation", "doing"), [("ListObjectsV2", "list"), ("DeleteObject", "delete")])
+def test_a_right_that_is_missing_is_named(
+    s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch, operation: str, doing: str
+) -> None:
+    sign_in(monkeypatch, s3_bucket.server)
+    with Proxy(s3_bucket.server) as proxy:
+        fault = proxy.on(operation, answer(403, "AccessDenied"), times=None)
+        told = call("doctor", "--dest", s3_bucket.url, "--endpoint-url", proxy.endpoint, "--json")
+    assert fault.fired > 0
+    assert told.code == 1
+    (finding,) = [f for f in told.json["findings"] if f["area"] == "destination"]
+    assert finding["status"] == "failed"
+    assert finding["message"].startswith(doing)

@@ -78,7 +78,7 @@ class GlusterFS:
 @contextmanager
 def glusterfs() -> Iterator[GlusterFS]:
     """A server with an empty brick."""
-    for program, package in (("glusterd", "glusterfs-server"), ("glusterfs", "glusterfs-client")):
+    for program, package in (("glusterfsd", "glusterfs-server"), ("glusterfs", "glusterfs-client")):
         needs(f"{program} (Debian package {package})", shutil.which(program) is not None)
     needs("/dev/fuse and root, to mount", os.path.exists("/dev/fuse") and os.geteuid() == 0)
     with ExitStack() as cleanup:
