@@ -152,6 +152,28 @@ class ReleaseMissed:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class PromiseWeaker:
+    """Where a run lives holds a promise in a weaker form only; found when it starts.
+
+    Attributes:
+        area: ``"staging"`` or ``"destination"``.
+        name: what was looked at.
+        promises: the promises in question, ``"P3,P7"``.
+        reason: what was seen.
+        advice: what to do about it.
+    """
+
+    NAME: ClassVar[str] = "promise_weaker"
+    LEVEL: ClassVar[int] = logging.WARNING
+
+    area: str
+    name: str
+    promises: str
+    reason: str
+    advice: str
+
+
 def emit(event: Event, logger: logging.Logger | None = None) -> None:
     """Log `event`; cheap where its level is off."""
     logger = logger or logging.getLogger(LOGGER_NAME)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import uuid
 from pathlib import Path
 
 from ray_sink.errors import ConfigError, StagingError
-from ray_sink.filesystem import PosixFilesystem
+from ray_sink.filesystem import Filesystem, PosixFilesystem
 from ray_sink.keys import RESERVED
+from ray_sink.probes import TRIES, probe_name
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -33,23 +33,32 @@ def checked_staging(staging: str | os.PathLike[str]) -> Path:
             f"there is no staging folder {root}: create it on a filesystem that all nodes mount, or name another"
         )
     root = root.resolve()
-    probe_dir = root / RESERVED
-    fs = PosixFilesystem()
-    name = f".probe-{uuid.uuid4().hex}"
+    for number in range(1, TRIES + 1):
+        try:
+            _probe(PosixFilesystem(), root)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and number < TRIES:
+                continue  # the owner of the folder has swept it away
+            raise StagingError(
+                f"the staging folder {root} cannot be used: {error}. It must be writable and take fsync and rename"
+            ) from error
+        break
+    return root
+
+
+def _probe(fs: Filesystem, root: Path) -> None:
+    folder = root / RESERVED
+    name = f".{probe_name()}"
+    fs.make_dirs(folder, below=root)
+    file = fs.create(folder / name)
     try:
-        fs.make_dirs(probe_dir, below=root)
-        file = fs.create(probe_dir / name)
         file.write(b"probe")
         file.sync()
+    finally:
         file.close()
-        fs.rename(probe_dir / name, probe_dir / f"{name}-renamed")
-        fs.sync_dir(probe_dir)
-        fs.remove(probe_dir / f"{name}-renamed")
-    except OSError as error:
-        raise StagingError(
-            f"the staging folder {root} cannot be used: {error}. It must be writable and take fsync and rename"
-        ) from error
-    return root
+    fs.rename(folder / name, folder / f"{name}-renamed")
+    fs.sync_dir(folder)
+    fs.remove(folder / f"{name}-renamed")
 
 
 def checked_dest(dest: str | os.PathLike[str] | None, staging: Path) -> str | None:

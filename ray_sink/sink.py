@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ray_sink.config import Ack, DictMode, Limits, OnConflict, SaveFormat, UploadOptions, WriterOptions
+from ray_sink.doctor.starting import check_staging, check_store
 from ray_sink.errors import ConfigError, RunIncomplete, SinkClosedError, SinkError
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.formats import resolve
@@ -127,11 +128,14 @@ class Sink:
 
     def _start(self, root: Path) -> None:
         fs = PosixFilesystem()
+        check_staging(root, self._limits)
         join_cluster()
         places: list[Place] = [FolderPlace(fs, root)]
         if self._info.dest is not None:
             self._destination = Destination(self._info, self._upload)
-            if self._destination.probe().create_only:
+            able = self._destination.probe()
+            check_store(able)
+            if able.create_only:
                 # a store that keeps its word comes first: two drivers meet there
                 places.insert(0, StorePlace(self._destination))
             self._store: Any = self._destination

@@ -25,6 +25,7 @@ from ray_sink.checksum import Checksum, checksum_of
 from ray_sink.errors import StagingError
 from ray_sink.filesystem import Append, Buffer, Filesystem, NewFile
 from ray_sink.keys import RESERVED
+from ray_sink.probes import is_probe
 from ray_sink.records import FileRecord, Proposal, TempFile
 
 _TERM = re.compile(r"\d{6}\.\d{3}")
@@ -326,7 +327,7 @@ class Staging:
         return vanished
 
     def sweep(self, term: str, *, finished: bool = False) -> None:
-        """Remove the temps of all terms before `term`, and when `term` is finished, its own."""
+        """Remove the temps of all terms before `term`, when `term` is finished its own, and probes of the dead."""
         for older in self.fs.list(self._fenced):
             if older <= term:
                 for inner in self.fs.list(self._fenced / older):
@@ -336,6 +337,9 @@ class Staging:
         for older in self.fs.list(self._tmp):
             if older < term or (finished and older == term):
                 self._clear(self._tmp / older)
+        for name in self.fs.list(self.root / RESERVED):
+            if is_probe(name):
+                self.fs.remove(self.root / RESERVED / name)
 
     def _clear(self, folder: Path) -> None:
         for name in self.fs.list(folder):

@@ -100,7 +100,7 @@ def rclone() -> Iterator[S3Server]:
         folder=folder,
     )
     try:
-        server.wait_until(lambda: _listens(port), deadline_s=60)
+        server.wait_until(lambda: listens(port), deadline_s=60)
         yield found
     finally:
         server.stop()
@@ -118,6 +118,6 @@ def or_skip(program: str, distribution: str) -> Iterator[None]:
     yield
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -292,3 +292,14 @@ def test_a_full_disk_fails_one_output_and_the_next_one_fits(small_disk: Path) ->
     small = staging.stage(TERM, "a.1", "small.pt", [bytes(2**18)])
     assert staging.publish([Proposal("small", "a", (small,))]) == []
     assert (small_disk / "small.pt").stat().st_size == 2**18
+
+
+def test_a_sweep_removes_what_probes_left_that_were_killed_and_nothing_else(tmp_path: Path) -> None:
+    ours = tmp_path / "_ray_sink"
+    ours.mkdir()
+    left = ["probe-0123456789abcdef", ".probe-0123456789abcdef-renamed", ".probe-0123456789abcdef.0123456789ab"]
+    kept = ["probes", "probe-run", ".probe"]
+    for name in [*left, *kept]:
+        (ours / name).write_bytes(b"contents")
+    Staging(PosixFilesystem(), tmp_path, "run-1").sweep(TERM)
+    assert sorted(path.name for path in ours.iterdir()) == sorted(kept)

@@ -142,6 +142,7 @@ class SeaweedFS:
 
     Attributes:
         endpoint: URL of the S3 service.
+        filer: address under which its files can be mounted.
         access_key, secret_key, region: how to sign in; good for this server only.
     """
 
@@ -154,6 +155,7 @@ class SeaweedFS:
         self._start_s = start_s
         self._cleanup = ExitStack()
         self.endpoint = ""
+        self.filer = ""
 
     def __enter__(self) -> Self:
         """Start the server and wait until it takes objects.
@@ -165,6 +167,7 @@ class SeaweedFS:
             folder = pathlib.Path(tempfile.mkdtemp(prefix="seaweedfs-"))
             ports = dict(zip(("master", "volume", "filer", "s3", "admin"), free_ports(5), strict=True))
             self.endpoint = f"http://127.0.0.1:{ports['s3']}"
+            self.filer = f"127.0.0.1:{ports['filer']}"
             cleanup.callback(_remove_sockets, list(ports.values()))
             server = ServerProcess(self._command(folder, ports), folder=folder)
             cleanup.callback(server.stop)

@@ -28,6 +28,19 @@ _COLOURS = {
 @click.command()
 @click.option("--staging", type=staging_path, help="A run's staging folder.")
 @click.option("--dest", help="A run's destination.")
+@click.option(
+    "--address",
+    envvar="RAY_ADDRESS",
+    show_envvar=True,
+    help="A Ray cluster, 'auto' for this machine's: all its nodes watch the staging folder.",
+)
+@click.option(
+    "--watch-from",
+    type=staging_path,
+    multiple=True,
+    metavar="PATH",
+    help="The staging folder through another mount on this machine; may be repeated.",
+)
 @click.option("--temp-dir", type=staging_path, help="WriterOptions.temp_dir.  [default: the system's]")
 @json_option
 @store_options
@@ -36,6 +49,8 @@ def doctor(
     ctx: click.Context,
     staging: Path | None,
     dest: str | None,
+    address: str | None,
+    watch_from: tuple[Path, ...],
     temp_dir: Path | None,
     as_json: bool,
     upload: UploadOptions,
@@ -43,7 +58,8 @@ def doctor(
     """Try out what this machine, a staging folder and a destination can promise.
 
     Run it where the job will run, with the job's user and environment. What it writes lies below _ray_sink/ and is
-    removed again. Exits with 1 if a promise cannot hold.
+    removed again. A second process reads what it publishes; with --address one on every node of that cluster does,
+    too. Exits with 1 if a promise cannot hold.
 
     \b
     JSON: {"ok", "staging", "dest", "versions": {package: version or null},
@@ -54,6 +70,8 @@ def doctor(
     """  # noqa: D301 - click wants the character
     if staging is None and dest is None:
         raise click.UsageError("name --staging PATH, --dest URL or both")
+    if watch_from and staging is None:
+        raise click.UsageError("--watch-from is another way to the folder that --staging names")
     from ray_sink.doctor import installation, temp
     from ray_sink.doctor.findings import Verdict, verdicts
     from ray_sink.places import checked_dest
@@ -66,9 +84,7 @@ def doctor(
 
         findings += destination.examine(dest, upload)
     if staging is not None:
-        from ray_sink.doctor import staging as folder
-
-        findings = folder.examine(staging) + findings
+        findings = _staging(staging, address, watch_from) + findings
     findings += temp.examine(temp_dir, staging)
     versions = installation.versions()
     findings += installation.examine(versions)
@@ -88,6 +104,19 @@ def doctor(
     else:
         _print(findings, promises, versions)
     ctx.exit(0 if ok else 1)
+
+
+def _staging(root: Path, address: str | None, watch_from: tuple[Path, ...]) -> list[Finding]:
+    from ray_sink.doctor.observers import SecondProcess
+    from ray_sink.doctor.staging import examine
+
+    others = [SecondProcess(path, f"a process that looks through {path}") for path in watch_from]
+    if address is None or not root.is_dir():
+        return examine(root, others)
+    from ray_sink.runtime.observing import on_every_node
+
+    with on_every_node(address, root) as nodes:
+        return examine(root, [*others, *nodes])
 
 
 def _print(findings: list[Finding], promises: list[PromiseVerdict], versions: dict[str, str | None]) -> None:

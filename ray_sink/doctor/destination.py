@@ -12,6 +12,7 @@ from ray_sink.doctor.findings import Finding, Status
 from ray_sink.doctor.mounts import judge, mount_of
 from ray_sink.errors import DestinationError, StoreError
 from ray_sink.keys import RESERVED
+from ray_sink.probes import probe_name
 from ray_sink.records import Verification
 from ray_sink.stores import Capabilities, Store, open_store
 
@@ -71,10 +72,11 @@ def _examine(store: Store) -> list[Finding]:
         return [_unusable(error)]
     took = time.monotonic() - began
     reached = Finding(_AREA, "reachable and writable", OK, f"{store.url}, found out in {took:.1f} s", "", ("P1", "P5"))
-    return [reached, *_promised(capabilities), *_timed(store)]
+    return [reached, *promised(capabilities), *_timed(store)]
 
 
-def _promised(found: Capabilities) -> list[Finding]:
+def promised(found: Capabilities) -> list[Finding]:
+    """What a store's probe has found, in words."""
     if found.create_only:
         create = Finding(_AREA, "create-only puts", OK, "an existing name is refused", "", ("P3", "P7"))
     else:
@@ -111,7 +113,7 @@ def _promised(found: Capabilities) -> list[Finding]:
 
 def _timed(store: Store) -> list[Finding]:
     """A small put, get and delete with a clock beside them."""
-    path, data = f"{RESERVED}/doctor-{os.urandom(8).hex()}", os.urandom(_PAYLOAD_BYTES)
+    path, data = f"{RESERVED}/{probe_name()}", os.urandom(_PAYLOAD_BYTES)
     found: list[Finding] = []
 
     def timed(name: str, action: Callable[[], object]) -> None:

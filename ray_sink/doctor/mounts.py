@@ -115,9 +115,16 @@ _CONTAINER = _Kind(
 _SEAWEED = _Kind(
     "SeaweedFS mount",
     Status.FAILED,
-    "two mounts let two writers create one name, and readers see torn files during a replace",
+    "readers see torn files during a replace",
     "use its S3 gateway as destination, and another filesystem as staging",
-    ("P1", "P3"),
+    ("P1",),
+)
+_SEAWEED_NAMES = _Kind(
+    "SeaweedFS mount",
+    Status.WEAK,
+    "two mounts let two writers create one name",
+    "see that no two drivers use this folder at a time",
+    ("P3", "P7"),
 )
 _WINDOWS_SHARE = _Kind(
     "SMB share",
@@ -143,29 +150,40 @@ def judge(mount: Mount | None, area: str) -> list[Finding]:
     if mount is None:
         message = "this system does not tell what is mounted where"
         return [Finding(area, "filesystem type", Status.NOTE, message)]
-    found = _kind_of(mount)
     where = f"{mount.kind} at {mount.folder}"
-    if found is None:
-        return [_unremarkable(mount, area, where)]
-    message = f"{found.title} ({where}){': ' if found.message else ''}{found.message}"
-    return [Finding(area, "filesystem type", found.status, message, found.advice, found.promises)]
+    return [
+        Finding(
+            area,
+            "filesystem type",
+            kind.status,
+            f"{kind.title} ({where}){': ' if kind.message else ''}{kind.message}",
+            kind.advice,
+            kind.promises,
+        )
+        for kind in _kinds_of(mount)
+    ] or [_unremarkable(mount, area, where)]
 
 
-def _kind_of(mount: Mount) -> _Kind | None:
+def is_bucket(mount: Mount) -> bool:
+    """Whether it is a bucket shown as a folder."""
+    return any(kind.title in _BUCKETS.values() for kind in _kinds_of(mount))
+
+
+def _kinds_of(mount: Mount) -> tuple[_Kind, ...]:
     names = {mount.kind.removeprefix("fuse.").lower(), mount.source.partition("#")[0].rpartition("/")[2].lower()}
     if mount.kind.startswith("fuse"):
         for name in sorted(names):
             if name in _BUCKETS:
-                return _bucket(_BUCKETS[name])
+                return (_bucket(_BUCKETS[name]),)
         if "seaweedfs" in names or "weed" in names or any("seaweed" in name for name in names):
-            return _SEAWEED
+            return (_SEAWEED, _SEAWEED_NAMES)
     if mount.kind in ("tmpfs", "ramfs"):
-        return _MEMORY
+        return (_MEMORY,)
     if mount.kind in ("overlay", "fuse.fuse-overlayfs", "aufs"):
-        return _CONTAINER
+        return (_CONTAINER,)
     if mount.kind in ("cifs", "smb3", "smbfs"):
-        return _WINDOWS_SHARE
-    return _LUSTRE if mount.kind == "lustre" else None
+        return (_WINDOWS_SHARE,)
+    return (_LUSTRE,) if mount.kind == "lustre" else ()
 
 
 def _unremarkable(mount: Mount, area: str, where: str) -> Finding:

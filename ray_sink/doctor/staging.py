@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ray_sink.config import Limits
-from ray_sink.doctor import watcher
+from ray_sink.doctor import room, watched
 from ray_sink.doctor.findings import Finding, Status
 from ray_sink.doctor.mounts import judge, mount_of
+from ray_sink.doctor.observers import Observer, SecondProcess
+from ray_sink.doctor.workplace import workplace
 from ray_sink.filesystem import Filesystem, PosixFilesystem
-from ray_sink.keys import RESERVED
 
 _AREA = "staging"
-_WATCHED_S = 1.5
-_LEAST_ROUNDS = 50
-_FEW_FILES = 100_000
 _LARGE_BYTES = 32 * 2**20
-_WATCHER_DEADLINE_S = 60
 
 OK, WEAK, FAILED, NOTE = Status.OK, Status.WEAK, Status.FAILED, Status.NOTE
 
 
-def examine(root: Path, fs: Filesystem | None = None) -> list[Finding]:
-    """Everything about a staging folder that this machine alone can tell.
+def examine(root: Path, observers: Sequence[Observer] = (), fs: Filesystem | None = None) -> list[Finding]:
+    """Everything about a staging folder that can be told by trying.
 
     Args:
         root: the staging folder.
+        observers: who looks at it from other mounts and nodes; a second process on this machine always does.
         fs: its filesystem.
     """
     fs = fs or PosixFilesystem()
@@ -42,30 +35,24 @@ def examine(root: Path, fs: Filesystem | None = None) -> list[Finding]:
         return [Finding(_AREA, "exists", FAILED, f"there is no folder {root}", advice, ("P1", "P2", "P5"))]
     found = judge(mount_of(root), _AREA)
     try:
-        with _workplace(fs, root) as folder:
+        with workplace(fs, root) as folder:
             found.append(Finding(_AREA, "writable", OK, str(root)))
-            for look in (_atomic, _fence, _exclusive, _durable, _journal, _names):
+            found += _watched(fs, root, folder, [SecondProcess(root, "a second process"), *observers])
+            for look in (_fence, _durable, _journal, _names):
                 found.append(_tried(look, fs, folder))
             found.append(_speed(fs, folder))
     except OSError as error:
         advice = "give the user that runs Ray the right to write there"
         found.append(Finding(_AREA, "writable", FAILED, str(error), advice, ("P1", "P2", "P5")))
-    return [*found, *_room(root)]
+    return [*found, *room.examine(root, Limits())]
 
 
-@contextmanager
-def _workplace(fs: Filesystem, root: Path) -> Iterator[Path]:
-    ours = root / RESERVED
-    was_there = ours.exists()
-    folder = ours / f"doctor-{os.urandom(8).hex()}"
+def _watched(fs: Filesystem, root: Path, folder: Path, observers: Sequence[Observer]) -> list[Finding]:
     try:
-        fs.make_dirs(folder, below=root)
-        yield folder
-    finally:
-        if folder.exists():
-            shutil.rmtree(folder)
-        if not was_there and ours.exists() and not os.listdir(ours):
-            ours.rmdir()
+        return watched.examine(fs, root, folder, observers)
+    except OSError as error:
+        advice = "use another filesystem for staging"
+        return [Finding(_AREA, watched.RENAME, FAILED, f"refused here: {error}", advice, ("P1",))]
 
 
 def _tried(look: Callable[[Filesystem, Path], Finding], fs: Filesystem, folder: Path) -> Finding:
@@ -89,39 +76,6 @@ def _write(fs: Filesystem, path: Path, data: bytes) -> None:
         file.close()
 
 
-def _atomic(fs: Filesystem, folder: Path) -> Finding:
-    """Files are published and replaced while another process reads them."""
-    name, promises = _ABOUT[_atomic]
-    command = [sys.executable, "-m", "ray_sink.doctor.watcher", str(folder)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        rounds, end = 0, time.monotonic() + _WATCHED_S
-        while rounds < _LEAST_ROUNDS or time.monotonic() < end:
-            for target in (watcher.REPLACED, watcher.new_name(rounds)):
-                # sizes differ, so that a half-written file cannot pass for a whole one
-                _write(fs, folder / "temp", watcher.sealed(os.urandom(2**14 + rounds % 2**10)))
-                fs.rename(folder / "temp", folder / target)
-            rounds += 1
-        out, err = process.communicate(timeout=_WATCHER_DEADLINE_S)
-    except subprocess.TimeoutExpired:
-        return Finding(_AREA, name, WEAK, "a second process that reads there hangs", "", promises)
-    finally:
-        process.kill()
-        process.wait()
-    if process.returncode != 0:
-        said = err.decode(errors="replace").strip().rpartition("\n")[2]
-        return Finding(_AREA, name, WEAK, f"the reading process failed: {said[:200]}", "", promises)
-    seen = watcher.Sightings(**json.loads(out))
-    said = f"{seen.reads} reads during {2 * rounds} renames: {seen.torn} torn, {seen.vanished} times gone"
-    if seen.torn or seen.vanished:
-        return Finding(_AREA, name, FAILED, said, "use another filesystem for staging", promises)
-    if seen.published < rounds:
-        return Finding(_AREA, name, WEAK, f"{said}; {rounds - seen.published} new names were not seen", "", promises)
-    return Finding(_AREA, name, OK, said, promises=promises)
-
-
 def _fence(fs: Filesystem, folder: Path) -> Finding:
     """A folder that is moved away takes the right to publish with it: that is how dead owners are kept out."""
     name, promises = _ABOUT[_fence]
@@ -140,22 +94,6 @@ def _fence(fs: Filesystem, folder: Path) -> Finding:
     return Finding(
         _AREA, name, FAILED, "a folder that was moved can still be written under its old name", advice, promises
     )
-
-
-def _exclusive(fs: Filesystem, folder: Path) -> Finding:
-    """A name can be claimed once."""
-    name, promises = _ABOUT[_exclusive]
-    claims = 0
-    for number in range(3):
-        try:
-            fs.create_with(folder / "claim", str(number).encode())
-            claims += 1
-        except FileExistsError:
-            continue
-    if claims == 1 and fs.read(folder / "claim") == b"0":
-        return Finding(_AREA, name, OK, "a name can be created once", promises=promises)
-    advice = "see that no two drivers use this folder at a time"
-    return Finding(_AREA, name, WEAK, f"one name was created {claims} times", advice, promises)
 
 
 def _durable(fs: Filesystem, folder: Path) -> Finding:
@@ -218,25 +156,8 @@ def _speed(fs: Filesystem, folder: Path) -> Finding:
     return Finding(_AREA, "speed", NOTE, f"{rate:.0f} MB/s into one file, fsync included")
 
 
-def _room(root: Path) -> list[Finding]:
-    free, wanted = shutil.disk_usage(root).free, Limits().staging_bytes
-    said = f"{free / 1e9:.1f} GB free"
-    if free < wanted:
-        advice = f"say Limits(staging_bytes=…) below that; it is {wanted / 1e9:.0f} GB by default"
-        found = [Finding(_AREA, "free space", WEAK, said, advice, ("P6",))]
-    else:
-        found = [Finding(_AREA, "free space", OK, said, promises=("P6",))]
-    files = os.statvfs(root)
-    if files.f_files and files.f_favail < _FEW_FILES:
-        advice = "use a filesystem with more inodes"
-        found.append(Finding(_AREA, "free inodes", WEAK, f"{files.f_favail} files more fit", advice, ("P6",)))
-    return found
-
-
 _ABOUT: dict[Callable[[Filesystem, Path], Finding], tuple[str, tuple[str, ...]]] = {
-    _atomic: ("atomic rename", ("P1",)),
     _fence: ("fence", ("P3", "P5")),
-    _exclusive: ("exclusive create", ("P3", "P7")),
     _durable: ("fsync", ("P2",)),
     _journal: ("append", ("P4", "P5")),
     _names: ("names", ("P3",)),

@@ -130,11 +130,11 @@ class Store(SmallObjects, Protocol):
         """Abort a multipart upload, parts in flight included; nothing happens if it is gone."""
 
     def sweep(self) -> None:
-        """Remove temp files that dead processes left at the destination.
+        """Remove temp files and probes that dead processes left at the destination.
 
         Only the owner of the destination calls it, and only while none of its own puts is running. A put of a dead
-        owner that is still running afterwards fails, and nothing of it appears. Multipart uploads are not swept:
-        whoever journaled them aborts them.
+        owner that is still running afterwards fails, and nothing of it appears. Multipart uploads are not swept, but
+        for those of probes: whoever journaled them aborts them.
         """
 
     def close(self) -> None:

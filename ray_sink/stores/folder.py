@@ -22,6 +22,7 @@ from ray_sink.errors import (
 )
 from ray_sink.filesystem import Filesystem, PosixFilesystem, chunks_of, temp_for
 from ray_sink.keys import RESERVED
+from ray_sink.probes import TRIES, is_probe, probe_name
 from ray_sink.records import FileRecord, MultipartUpload, Verification
 from ray_sink.stores.base import Capabilities, ObjectInfo
 from ray_sink.stores.staged import staged_chunks
@@ -64,14 +65,10 @@ class FolderStore:
         return self._found
 
     def _look(self) -> Capabilities:
-        name = f"{RESERVED}/probe-{os.urandom(8).hex()}"
+        name = f"{RESERVED}/{probe_name()}"
         try:
             self.put_bytes(name, b"first", replace=False)
-            try:
-                self.put_bytes(name, b"second", replace=False)
-                create_only = False
-            except ObjectExistsError:
-                create_only = True
+            create_only = any(self._refuses(name) for _ in range(TRIES))
             self.put_bytes(name, b"third", replace=True)
             if self.get_bytes(name) != b"third":
                 raise DestinationError(f"{self.url}: what was put under {name} is not what is there afterwards")
@@ -84,6 +81,13 @@ class FolderStore:
         return Capabilities(
             create_only=create_only, verification=Verification.VERIFIED, metadata=False, multipart=False
         )
+
+    def _refuses(self, name: str) -> bool:
+        try:
+            self.put_bytes(name, b"second", replace=False)
+        except ObjectExistsError:
+            return True
+        return False
 
     def held_bytes(self, file: FileRecord) -> int:
         """See `Store.held_bytes`."""
@@ -227,6 +231,9 @@ class FolderStore:
             for name in self._filesystem.list(temps):
                 self._filesystem.remove(temps / name)
             for folder in self._filesystem.list(self._root / RESERVED):
+                if is_probe(folder):
+                    self._filesystem.remove(self._root / RESERVED / folder)
+                    continue
                 for name in self._filesystem.list(self._root / RESERVED / folder):
                     if temp_for(name) is not None:
                         self._filesystem.remove(self._root / RESERVED / folder / name)

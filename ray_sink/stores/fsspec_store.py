@@ -20,6 +20,7 @@ from ray_sink.errors import (
     StoreUnavailableError,
 )
 from ray_sink.keys import RESERVED
+from ray_sink.probes import TRIES, is_probe, probe_name
 from ray_sink.records import FileRecord, MultipartUpload, Verification
 from ray_sink.stores.base import Capabilities, ObjectInfo
 from ray_sink.stores.replies import scrub
@@ -70,15 +71,16 @@ class FsspecStore:
         return self._found
 
     def _look(self) -> Capabilities:
-        name = f"{RESERVED}/probe-{os.urandom(8).hex()}"
+        name = f"{RESERVED}/{probe_name()}"
         try:
             self.put_bytes(name, b"first", replace=True)
             honoured = False
-            if self._conditional:
+            for _ in range(TRIES if self._conditional else 0):
                 try:
                     self._pipe(name, b"second", create_only=True)
                 except ObjectExistsError:
                     honoured = True
+                    break
             if self.get_bytes(name) != (b"first" if honoured or not self._conditional else b"second"):
                 raise DestinationError(f"{self.url}: what was put under {name} is not what is there afterwards")
             self._conditional = honoured
@@ -195,6 +197,9 @@ class FsspecStore:
     def sweep(self) -> None:
         """See `Store.sweep`."""
         with self._errors("sweep", None), suppress(FileNotFoundError):
+            for name in self._filesystem.ls(self._full(RESERVED), detail=False):
+                if is_probe(name.rpartition("/")[2]):
+                    self._filesystem.rm_file(name)
             for name in self._filesystem.find(self._full(f"{RESERVED}/tmp")):
                 self._filesystem.rm_file(name)
 

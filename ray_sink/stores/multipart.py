@@ -181,6 +181,15 @@ class MultipartPut:
                 f"abort {upload.path}: parts keep arriving in {upload.upload_id}", path=upload.path
             )
 
+    def sweep(self, prefix: str) -> None:
+        """Abort all uploads whose path begins with `prefix`, where the server lets us list and abort them."""
+        try:
+            for upload in list(self._objects.uploads(prefix)):
+                self.abort(upload)
+        except StoreError:
+            # a probe of some bytes is left to the bucket's lifecycle rules; no run should fail for it
+            return
+
     def _ask(self, upload: MultipartUpload, operation: str, **arguments: Any) -> dict[str, Any]:
         return self._retry.call(
             lambda _: self._objects.request("abort", upload.path, operation, UploadId=upload.upload_id, **arguments)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ray_sink.checksum import checksum_of
 from ray_sink.errors import ObjectExistsError, StoreError, StoreUnavailableError
+from ray_sink.keys import RESERVED
+from ray_sink.probes import PROBE
 from ray_sink.records import FileRecord, MultipartUpload, Verification
 from ray_sink.retry import Retry, RetryPolicy
 from ray_sink.stores.base import Capabilities, ObjectInfo
@@ -177,7 +179,11 @@ class ObjectStore:
         self._multipart.abort(upload)
 
     def sweep(self) -> None:
-        """See `Store.sweep`: objects appear whole, so there are no temps."""
+        """See `Store.sweep`: objects appear whole, so there are no temps, only what probes left."""
+        for info in self.list(f"{RESERVED}/{PROBE}"):
+            self.delete(info.path)
+        if self._multipart is not None and self._found().capabilities.multipart:
+            self._multipart.sweep(f"{RESERVED}/{PROBE}")
 
     def close(self) -> None:
         """See `Store.close`."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 from ray_sink.checksum import checksum_of, to_base64
 from ray_sink.errors import DestinationError, ObjectExistsError, StoreError, StoreUnavailableError
 from ray_sink.keys import RESERVED
+from ray_sink.probes import PROBE, TRIES, probe_name
 from ray_sink.records import MultipartUpload, Verification
 from ray_sink.retry import Retry, RetryPolicy
 from ray_sink.stores.base import Capabilities
@@ -69,12 +69,12 @@ class Prober:
 
     def _look(self) -> Findings:
         # a server that makes buckets on demand must not make one for a misspelt name: ask before putting
-        for _ in self._objects.list(f"{RESERVED}/probe-"):
+        for _ in self._objects.list(f"{RESERVED}/{PROBE}"):
             break
         names: list[str] = []
 
         def new_name() -> str:
-            names.append(f"{RESERVED}/probe-{os.urandom(8).hex()}")
+            names.append(f"{RESERVED}/{probe_name()}")
             return names[-1]
 
         try:
@@ -97,7 +97,9 @@ class Prober:
         if create_only:
             create_only = self._refuses(lambda: self._put(name, create_only=True, checksum=checksum))
         info = self._objects.head(name)
-        if info is None or info.bytes != len(_DATA) or b"".join(self._objects.get(name)) != _DATA:
+        if info is None:
+            raise StoreUnavailableError(f"{self._url}: what was put under {name} is gone: did an owner sweep it away?")
+        if info.bytes != len(_DATA) or b"".join(self._objects.get(name)) != _DATA:
             raise DestinationError(f"{self._url}: what was put under {name} is not what is there afterwards")
         verified = checksum and self._checks_checksums(new_name())
         found = Capabilities(
@@ -132,10 +134,11 @@ class Prober:
         self._objects.put(name, _DATA, metadata=encoded(_METADATA), create_only=create_only, checksum=sum_)
 
     def _refuses(self, put: Callable[[], None]) -> bool:
-        try:
-            put()
-        except ObjectExistsError:
-            return True
+        for _ in range(TRIES):  # an owner may sweep away what is there
+            try:
+                put()
+            except ObjectExistsError:
+                return True
         return False
 
     def _checks_checksums(self, name: str) -> bool:

@@ -18,6 +18,7 @@ from botocore import exceptions
 
 from ray_sink.checksum import from_base64, to_base64
 from ray_sink.errors import ObjectMissingError, StoreError
+from ray_sink.records import MultipartUpload
 from ray_sink.stores.base import ObjectInfo
 from ray_sink.stores.credentials import S3Source
 from ray_sink.stores.metadata import decoded
@@ -124,6 +125,18 @@ class S3Objects:
             if not page.get("IsTruncated"):
                 return
             position = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def uploads(self, prefix: str) -> Iterator[MultipartUpload]:
+        """Multipart uploads that were begun below `prefix` and neither completed nor aborted."""
+        base = self._key("")
+        position: dict[str, str] = {}
+        while True:
+            page = self.request("list", None, "list_multipart_uploads", Prefix=base + prefix, **position)
+            for found in page.get("Uploads", ()):
+                yield MultipartUpload(found["Key"][len(base) :], found["UploadId"])
+            if not page.get("IsTruncated"):
+                return
+            position = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     def delete(self, path: str) -> None:
         """See `Objects.delete`."""

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,9 +12,13 @@ import pytest
 from ray_sink.doctor.findings import Finding, Status, Verdict, verdicts
 from ray_sink.doctor.mounts import Mount, judge, mount_of
 from ray_sink.doctor.watcher import REPLACED, Watcher, is_whole, new_name, sealed
-from tests.cli.conftest import call, run
+from ray_sink.doctor.workplace import workplace
+from ray_sink.filesystem import PosixFilesystem
+from tests.cli.conftest import ROOT, call, run
+from tests.faults.s3_proxy import Proxy, answer
 from tests.servers import S3Bucket, S3Server
 from tests.stores.conftest import sign_in
+from tests.waiting import until
 
 
 def found(answer: object, area: str) -> dict[str, str]:
@@ -137,7 +145,7 @@ def test_kinds_of_filesystems_are_named_with_the_way_out(tmp_path: Path, line: s
     assert mount is not None
     assert mount.folder == "/"
     mount = mount_of(place, table)
-    (finding,) = judge(mount, "staging")
+    finding = judge(mount, "staging")[0]
     assert finding.status is status
     assert word in finding.message
     assert status is not Status.FAILED or finding.advice
@@ -178,3 +186,50 @@ def test_the_worst_finding_decides_a_promise() -> None:
     assert verdict(Status.OK, Status.NOTE) is Verdict.HOLDS
     assert verdict(Status.OK, Status.WEAK) is Verdict.WEAKER
     assert verdict(Status.FAILED, Status.WEAK) is Verdict.CANNOT_HOLD
+
+
+@contextmanager
+def doctor_at_work(staging: Path) -> Iterator[subprocess.Popen[str]]:
+    """A doctor that has begun to try things."""
+    command = [sys.executable, "-m", "ray_sink.cli", "doctor", "--staging", str(staging), "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        until(lambda: bool(list(staging.glob("_ray_sink/doctor-*/new-000003"))), deadline_s=30)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_a_doctor_left_that_was_killed_the_next_one_removes(disk: Path) -> None:
+    with doctor_at_work(disk) as killed:
+        killed.kill()
+        killed.wait()
+        assert len(list(disk.glob("_ray_sink/doctor-*"))) == 1
+    assert call("doctor", "--staging", disk).code == 0
+    assert list(disk.iterdir()) == []
+
+
+def test_a_doctor_that_is_alive_is_left_alone_by_another(disk: Path) -> None:
+    filesystem = PosixFilesystem()
+    with workplace(filesystem, disk) as first:
+        with workplace(filesystem, disk) as second:
+            assert sorted(first.parent.iterdir()) == sorted([first, second])
+        assert list(first.parent.iterdir()) == [first]
+    assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize(("operation", "doing"), [("ListObjectsV2", "list"), ("DeleteObject", "delete")])
+def test_a_right_that_is_missing_is_named(
+    s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch, operation: str, doing: str
+) -> None:
+    sign_in(monkeypatch, s3_bucket.server)
+    with Proxy(s3_bucket.server) as proxy:
+        fault = proxy.on(operation, answer(403, "AccessDenied"), times=None)
+        told = call("doctor", "--dest", s3_bucket.url, "--endpoint-url", proxy.endpoint, "--json")
+    assert fault.fired > 0
+    assert told.code == 1
+    (finding,) = [f for f in told.json["findings"] if f["area"] == "destination"]
+    assert finding["status"] == "failed"
+    assert finding["message"].startswith(doing)

@@ -20,7 +20,6 @@ from ray_sink.records import Receipt, State
 
 _OURS = re.compile(
     rf"{RESERVED}/(_owner/(epoch|beat|released)-\d{{6}}"
-    r"|\.?probe-[0-9a-f]+([.-]\w+)?"  # of a driver that was killed; nobody can tell it from a living one's
     r"|[^/]+/(journal/\d{6}\.\d{3}|manifest-\d{6}-[0-9a-f]{16}\.parquet|_SUCCESS))"
 )
 

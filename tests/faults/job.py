@@ -265,7 +265,7 @@ class Job:
             retry = Retry(RetryPolicy(total_s=self.arguments.retry_s))
             with Uploader(
                 self.store,
-                self.root,
+                self.arguments.upload_from or self.root,
                 self.info.run_id,
                 self.upload,
                 on_multipart=self._multipart_started,
@@ -326,6 +326,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     add("--threads", type=int, default=1, help="of each writer; 1: what it does has one order")
     add("--temp-dir", type=Path)
     add("--storage-wait-s", type=float, default=60.0, help="how long a full or silent filesystem is waited for")
+    add("--upload-from", type=Path, help="the staging folder as the uploader sees it, through another mount")
     add("--nonce", help="makes the names of attempts known beforehand")
     add("--again", action="store_true", help="write what is committed, too, as a retried batch does")
     add("--twice", action="store_true", help="write every batch twice")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from seaweedfs import ServerProcess
 
 from tests.faults.processes import needs
 
@@ -26,3 +28,22 @@ def tmpfs(at: Path, size_bytes: int) -> Iterator[Path]:
 
 def resize(at: Path, size_bytes: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size_bytes}", str(at)], check=True)
+
+
+@contextmanager
+def mounted(command: Sequence[str], folder: Path, at: Path) -> Iterator[Path]:
+    """A filesystem that a process of its own serves: what `command` mounts at `at`.
+
+    Args:
+        command: stays in the foreground.
+        folder: where it runs and logs; taken away with it, so `at` must not lie in there.
+        at: an empty folder.
+    """
+    assert folder not in at.parents
+    process = ServerProcess(command, folder=folder)
+    try:
+        process.wait_until(lambda: os.path.ismount(at), deadline_s=30)
+        yield at
+    finally:
+        subprocess.run(["umount", "-l", str(at)], check=False, capture_output=True)
+        process.stop()

@@ -109,3 +109,24 @@ def test_a_destination_that_cannot_be_a_folder_is_found_by_the_probe(tmp_path: P
         open_store(str(tmp_path / "file"), UploadOptions()).probe()
     with pytest.raises(DestinationError, match="folder"):
         open_store(str(tmp_path / "file/below"), UploadOptions()).probe()
+
+
+class Swept(PosixFilesystem):
+    """An owner sweeps the folder after the first file that is created in it."""
+
+    def __init__(self, owner: FolderStore) -> None:
+        self.owner = owner
+        self.fired = 0
+
+    def create_with(self, path: Path, data: bytes) -> None:
+        super().create_with(path, data)
+        if not self.fired:
+            self.fired += 1
+            self.owner.sweep()
+
+
+def test_a_probe_that_an_owner_sweeps_away_is_no_weaker_for_it(tmp_path: Path) -> None:
+    filesystem = Swept(FolderStore(str(tmp_path), tmp_path))
+    store = FolderStore(str(tmp_path), tmp_path, filesystem)
+    assert store.probe().create_only
+    assert filesystem.fired == 1

@@ -23,7 +23,7 @@ from ray_sink.errors import (
 )
 from ray_sink.records import FileRecord, MultipartUpload, Verification
 from ray_sink.stores import Store, open_store
-from tests.faults.s3_proxy import Action, Fault, Proxy, answer, no_answer
+from tests.faults.s3_proxy import Action, Fault, Proxy, after, answer, no_answer
 from tests.servers import S3Bucket, S3Server
 from tests.stores.conftest import MULTIPART_ABOVE, no_multipart, sign_in, staged
 
@@ -359,3 +359,34 @@ def test_both_engines_send_storage_class_and_key_of_encryption(
         sent = proxy.seen("PutObject")[-1].headers
         assert sent["x-amz-server-side-encryption"] == "aws:kms"
         assert sent["x-amz-server-side-encryption-aws-kms-key-id"] == "key-1"
+
+
+def test_a_sweep_aborts_the_multipart_uploads_of_probes_and_no_others(
+    s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign_in(monkeypatch, s3_bucket.server)
+    store = open_at(f"{s3_bucket.url}/runs", "auto")
+    store.probe()
+    client = s3_bucket.server.client()
+    names = ["runs/_ray_sink/probe-0123456789abcdef", "runs/_ray_sink/other", "runs/probe-0123456789abcdef"]
+    for name in names:
+        client.create_multipart_upload(Bucket=s3_bucket.name, Key=name)
+    store.sweep()
+    assert sorted(upload["Key"] for upload in uploads_of(s3_bucket)) == sorted(names[1:])
+
+
+def test_a_probe_that_an_owner_sweeps_away_is_no_weaker_for_it(
+    s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second driver that took the store for a weak one would not claim it, and not be refused."""
+    sign_in(monkeypatch, s3_bucket.server)
+    owner = open_at(s3_bucket.url, "auto")
+    owner.probe()
+    with Proxy(s3_bucket.server) as proxy:
+        # between its first put and the second
+        puts = iter(range(100))
+        fault = proxy.on("PutObject", after(lambda _: owner.sweep()), when=lambda _: next(puts) == 1)
+        found = open_at(s3_bucket.url, "auto", endpoint_url=proxy.endpoint).probe()
+    assert fault.fired == 1
+    assert found == owner.probe()
+    assert s3_bucket.names() == []
