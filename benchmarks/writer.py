@@ -24,6 +24,7 @@ from ray_sink.filesystem import PosixFilesystem
 from ray_sink.formats import resolve
 from ray_sink.formats.base import Value
 from ray_sink.formats.loading import load
+from ray_sink.patience import Patience
 from ray_sink.publishing import DecidedPublishing
 from ray_sink.records import Decision, Proposal, Receipt, TempFile
 from ray_sink.staging import Staging, term_name
@@ -49,7 +50,13 @@ class Landing:
         self.staging = Staging(PosixFilesystem(), root, "run")
         self.staging.begin_term(_TERM)
         publishing = DecidedPublishing(
-            self.staging, _TERM, decide=_yes, published=lambda done: None, locate=lambda keys: [], temp_dir=temp_dir
+            self.staging,
+            _TERM,
+            decide=_yes,
+            published=lambda done: None,
+            locate=lambda keys: [],
+            temp_dir=temp_dir,
+            patience=Patience(60.0),
         )
         self.writer: Writer[TempFile, Receipt] = Writer(
             resolve(save_format), DictMode.SINGLE, publishing, threads=min(4, os.cpu_count() or 1)

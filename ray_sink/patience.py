@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from itertools import count
 from typing import TypeVar
@@ -43,6 +45,8 @@ class Patience:
         self._wait_s = wait_s
         self._clock = clock
         self._sleep = sleep
+        self._idle: list[_Hand] = []
+        weakref.finalize(self, _leave_all, self._idle)
 
     def again(self, attempt: Callable[[int], T]) -> T:
         """Return what `attempt` returns.
@@ -101,13 +105,42 @@ class Patience:
             finally:
                 ended.set()
 
-        threading.Thread(target=run, name="ray_sink-file", daemon=True).start()
+        hand = self._idle.pop() if self._idle else _Hand()
+        hand.take(run)
         while not ended.wait(max(0.0, last_s + self._wait_s - self._clock())):
             if self._clock() - last_s >= self._wait_s:
+                hand.leave()
                 raise silence(doing, self._wait_s)
+        self._idle.append(hand)
         if errors:
             raise errors[0]
         return results[0]
+
+
+class _Hand:
+    """A thread that does one call after the other: starting one for each would take as long as a small file does."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        threading.Thread(target=_work, args=(self._calls,), name="ray_sink-file", daemon=True).start()
+
+    def take(self, call: Callable[[], None]) -> None:
+        self._calls.put(call)
+
+    def leave(self) -> None:
+        """End when the present call does."""
+        self._calls.put(None)
+
+
+def _work(calls: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (call := calls.get()) is not None:
+        call()
+        del call  # and what it holds, while there is nothing to do
+
+
+def _leave_all(hands: list[_Hand]) -> None:
+    for hand in hands:
+        hand.leave()
 
 
 def silence(doing: str, wait_s: float) -> StagingError:

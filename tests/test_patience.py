@@ -97,3 +97,25 @@ def test_a_call_that_gets_on_is_not_given_up_however_long_it_takes() -> None:
 def test_what_a_call_raises_comes_through() -> None:
     with pytest.raises(ZeroDivisionError):
         a_patience().within("dividing", lambda tick: 1 / 0)
+
+
+def test_calls_share_a_thread_and_the_one_that_hangs_is_left_to_itself() -> None:
+    patience = Patience(0.1)
+    threads = [patience.within("", lambda tick: threading.get_ident()) for _ in range(50)]
+    assert len(set(threads)) == 1
+    hangs, hanging = threading.Event(), list[threading.Thread]()
+
+    def hang(tick: Tick) -> None:
+        hanging.append(threading.current_thread())
+        hangs.wait(30)
+
+    with pytest.raises(StagingError):
+        patience.within("", hang)
+    other = patience.within("", lambda tick: threading.current_thread())
+    assert other is not hanging[0]
+    hangs.set()
+    hanging[0].join(10)
+    assert not hanging[0].is_alive()
+    del patience
+    other.join(10)
+    assert not other.is_alive()
