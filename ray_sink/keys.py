@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections.abc import Iterable
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ RESERVED = "_ray_sink"
 
 MAX_KEY_BYTES = 1024
 MAX_COMPONENT_BYTES = 255
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc
 _ROOM_FOR_OUR_PREFIX = 16  # `.tmp-` and a few digits, where a local writer puts temps beside finals
 
 
@@ -50,7 +51,7 @@ def _complaint(key: str, suffix: str) -> str | None:
         return "is absolute: use a path relative to the destination"
     if "\\" in key:
         return "has a backslash: separate components with '/'"
-    if any(unicodedata.category(char) == "Cc" for char in key):
+    if _CONTROL.search(key):
         return "has a NUL or control character"
     try:
         encoded = key.encode()

@@ -34,7 +34,7 @@ from ray_sink.runtime.payload import (
     pack_rows,
     packed_bytes,
 )
-from ray_sink.runtime.ticket import Ticket
+from ray_sink.runtime.ticket import Outcome, Ticket, tickets_for
 from ray_sink.writer import check_output
 
 _BY_VALUE_BYTES = 64 * 1024
@@ -51,7 +51,7 @@ class _Batch:
     sources: tuple[str | None, ...]
     payload: Any
     n_bytes: int
-    tickets: list[Ticket]
+    settled: Future[Sequence[Outcome]]
     number: int
     tries: int = 0
     writer: str = ""
@@ -180,8 +180,9 @@ class SinkHandle:
                         piece.path.removeprefix(key)
                         for piece in check_output(key, first.get(None, first), self._format, self._dict_mode)
                     ]
+                    longest = max(suffixes, key=len)
                 else:  # same columns, same dtypes, same shapes: only the key is new
-                    check_key(key, suffix=max(suffixes, key=len))
+                    check_key(key, suffix=longest)
             return pack_columns(tensors)
         if isinstance(batch, str | bytes) or not isinstance(batch, Sequence) or len(batch) != len(keys):
             size = len(batch) if isinstance(batch, Sequence) else "no"
@@ -207,9 +208,10 @@ class SinkHandle:
             raise
         with connection.lock:
             connection.issued += len(keys)
-            batch = _Batch(keys, sources, payload, n_bytes, [Ticket(key) for key in keys], connection.issued)
+            tickets, settled = tickets_for(keys)
+            batch = _Batch(keys, sources, payload, n_bytes, settled, connection.issued)
         self._submit(connection, batch)
-        return batch.tickets
+        return tickets
 
     # -- the way to the writer ---------------------------------------------------------------------------------------
 
@@ -308,15 +310,15 @@ class SinkHandle:
         ref.future().add_done_callback(uploaded)
 
     def _settle(self, connection: _Connection, batch: _Batch, outcomes: Sequence[Receipt | Exception]) -> None:
-        for ticket, outcome in zip(batch.tickets, outcomes, strict=True):
-            with connection.lock:
+        with connection.lock:
+            for key, outcome in zip(batch.keys, outcomes, strict=True):
                 if isinstance(outcome, Receipt):
-                    connection.failures.pop(ticket.key, None)
+                    connection.failures.pop(key, None)
                 else:
-                    connection.failures[ticket.key] = str(outcome)
-                    connection.unreported[ticket.key] = outcome
-            ticket.settle(outcome)
-        connection.lease.free_outputs(len(batch.tickets))
+                    connection.failures[key] = str(outcome)
+                    connection.unreported[key] = outcome
+        batch.settled.set_result(outcomes)
+        connection.lease.free_outputs(len(batch.keys))
 
     def _work(self, connection: _Connection) -> None:
         """The handle's own thread: sends again what a dead writer had, and tells the coordinator that we live."""

@@ -23,7 +23,7 @@ from ray_sink.runtime.keying import KeyTemplate, duplicate_error, missing_error,
 from ray_sink.runtime.receipts import SCHEMA, receipt_table
 from ray_sink.runtime.rows import SOURCE
 from ray_sink.runtime.thread import ModelThread
-from ray_sink.runtime.ticket import Ticket
+from ray_sink.runtime.ticket import Outcome, Ticket, outcomes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,7 @@ class SinkStage:
         del batch
         pieces = await asyncio.wrap_future(turn)
         tickets = [ticket for piece in pieces for ticket in piece.tickets]
-        # shielded: whoever gives this call up must not cancel what the sink is going to settle
-        outcomes = await asyncio.shield(asyncio.gather(*tickets, return_exceptions=True))
+        outcomes = await outcomes_of(tickets)
         failures = _failures_of(tickets, outcomes)
         if failures and not await asyncio.to_thread(self.spec.handle.set_aside, failures):
             raise _one_error(failures)
@@ -262,7 +261,7 @@ def _without(raw: Any, column: str) -> Any:
     return {name: values for name, values in raw.items() if name != column}
 
 
-def _failures_of(tickets: Sequence[Ticket], outcomes: Sequence[Receipt | BaseException]) -> dict[str, BaseException]:
+def _failures_of(tickets: Sequence[Ticket], outcomes: Sequence[Outcome]) -> dict[str, Exception]:
     return {
         ticket.key: outcome
         for ticket, outcome in zip(tickets, outcomes, strict=True)
@@ -270,7 +269,7 @@ def _failures_of(tickets: Sequence[Ticket], outcomes: Sequence[Receipt | BaseExc
     }
 
 
-def _one_error(failures: Mapping[str, BaseException]) -> BaseException:
+def _one_error(failures: Mapping[str, Exception]) -> Exception:
     """One error that names every key that has no receipt."""
     key, first = next(iter(failures.items()))
     if len(failures) == 1 and isinstance(first, SinkError) and key in str(first):
@@ -282,7 +281,7 @@ def _one_error(failures: Mapping[str, BaseException]) -> BaseException:
     return one
 
 
-def _rows(piece: _Piece, outcomes: Sequence[Receipt | BaseException]) -> pa.Table:
+def _rows(piece: _Piece, outcomes: Sequence[Outcome]) -> pa.Table:
     """The rows of an output batch that have receipts."""
     receipts = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
     mask = pa.array([isinstance(outcome, Receipt) for outcome in outcomes], pa.bool_())

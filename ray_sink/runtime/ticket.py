@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 
 from ray_sink.records import Receipt
+
+Outcome = Receipt | Exception
 
 
 class Ticket:
@@ -16,15 +18,16 @@ class Ticket:
         key: the output's key.
     """
 
-    __slots__ = ("_future", "key")
+    __slots__ = ("_batch", "_index", "key")
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, batch: Future[Sequence[Outcome]], index: int) -> None:
         self.key = key
-        self._future: Future[Receipt] = Future()
+        self._batch = batch
+        self._index = index
 
     def done(self) -> bool:
         """Whether the receipt, or an error, is there."""
-        return self._future.done()
+        return self._batch.done()
 
     def result(self, timeout: float | None = None) -> Receipt:
         """Wait for the receipt.
@@ -36,14 +39,28 @@ class Ticket:
             TimeoutError: it is not there yet; the output is still on its way.
             SinkError: why this output could not be committed.
         """
-        return self._future.result(timeout)
+        return self._receipt(self._batch.result(timeout))
 
     def __await__(self) -> Generator[object, None, Receipt]:
-        return asyncio.wrap_future(self._future).__await__()
+        return self._receipt((yield from asyncio.wrap_future(self._batch).__await__()))
 
-    def settle(self, outcome: Receipt | Exception) -> None:
-        """Give the ticket its end; the handle's business."""
-        if isinstance(outcome, Receipt):
-            self._future.set_result(outcome)
-        else:
-            self._future.set_exception(outcome)
+    def _receipt(self, outcomes: Sequence[Outcome]) -> Receipt:
+        outcome = outcomes[self._index]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def tickets_for(keys: Sequence[str]) -> tuple[list[Ticket], Future[Sequence[Outcome]]]:
+    """The tickets of a batch, and what settles them: one outcome for each, in order."""
+    batch: Future[Sequence[Outcome]] = Future()
+    # from now on nobody who gives up waiting can cancel it for the others
+    batch.set_running_or_notify_cancel()
+    return [Ticket(key, batch, index) for index, key in enumerate(keys)], batch
+
+
+async def outcomes_of(tickets: Sequence[Ticket]) -> list[Outcome]:
+    """Wait for all of them; a batch wakes the event loop once, and not for each of its outputs."""
+    for batch in dict.fromkeys(ticket._batch for ticket in tickets):
+        await asyncio.wrap_future(batch)
+    return [ticket._batch.result()[ticket._index] for ticket in tickets]
