@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ def test_the_doctor_says_what_does_not_hold_there(weed: tuple[Path, Path]) -> No
     assert answer.code == 1
     staging = found(answer.json, "staging")
     assert staging["atomic rename"] == "failed"
+    (seen,) = [f["message"] for f in answer.json["findings"] if f["name"] == "atomic rename"]
+    assert re.search(r": [1-9]\d* torn", seen), seen
     assert staging["exclusive create"] == "weak"
     promises = promised(answer.json)
     assert promises["P1"] == "cannot hold"
