@@ -9,13 +9,14 @@ Layout below the staging root::
                                              what older lives left, in the hands of this one, until it is swept
 
 A *term* is one life of the ledger: epoch and restart, ``000002.001``. A new life first moves the temp folders of all
-earlier ones into its own, with one rename each. Whatever an old writer still does then fails: it can neither create a
-temp nor publish one; and an old ledger that was about to roll forward or sweep finds nothing. That is the fence; no
-clock and no lock takes part in it.
+earlier ones into its own, with one rename each, then their files out of them, and removes them. Whatever an old writer
+still does then fails, also on a machine that caches names: it can neither create a temp nor publish one; and an old
+ledger that was about to roll forward or sweep finds nothing. That is the fence; no clock and no lock takes part in it.
 """
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -29,6 +30,8 @@ from ray_sink.probes import is_probe
 from ray_sink.records import FileRecord, Proposal, TempFile
 
 _TERM = re.compile(r"\d{6}\.\d{3}")
+_MOVED = "~"
+_MOST_ROUNDS = 1000
 
 
 def term_name(epoch: int, life: int) -> str:
@@ -299,12 +302,36 @@ class Staging:
         self.fs.make_dirs(self._tmp / term, below=self.root)
 
     def _take(self, place: Path, term: str) -> None:
-        for old in self.fs.list(place):
+        for name in self.fs.list(place):
+            old = name.removesuffix(_MOVED)
             if _TERM.fullmatch(old) and old < term:
+                moved = self._fenced / term / (old + _MOVED)
                 try:
-                    self.fs.rename(place / old, self._fenced / term / old)
+                    self.fs.rename(place / name, moved)
                 except FileNotFoundError:
                     continue  # another life was faster; where it went is looked at next, or it is newer than we are
+                self._empty(moved, self._fenced / term / old)
+
+    def _empty(self, moved: Path, target: Path) -> None:
+        """Move what is in a folder to another, and remove it.
+
+        A machine that caches names goes by the old one to the folder itself, wherever that is now: only when it is
+        gone nobody can create or publish in it any more.
+        """
+        self.fs.make_dirs(target, below=self.root)
+        for _ in range(_MOST_ROUNDS):
+            for name in self.fs.list(moved):
+                with suppress(FileNotFoundError):  # its writer was faster, and has published it
+                    self.fs.rename(moved / name, target / name)
+            self.fs.sync_dir(target)
+            try:
+                self.fs.remove_dir(moved)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                continue  # a fenced writer has just made another one
+            return
+        raise StagingError(f"{moved} is never empty: somebody goes on writing into it. See that the old job has ended")
 
     def roll_forward(self, term: str, proposals: Sequence[Proposal]) -> list[str]:
         """Publish what earlier terms decided and did not publish; `begin_term` comes first.

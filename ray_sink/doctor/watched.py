@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ray_sink.doctor import watcher
@@ -50,7 +51,7 @@ def examine(fs: Filesystem, root: Path, folder: Path, observers: Sequence[Observ
             observer.start(str(folder.relative_to(root)), str(number), token)
         racers = ["doctor", *_wait_until_ready(folder, observers)[:_RACERS]]
         rounds = _publish(fs, folder)
-        fs.rename(folder / watcher.FENCE, folder / f"{watcher.FENCE}d")
+        _fence(fs, folder / watcher.FENCE)
         _put(fs, folder, watcher.END, f"{rounds} {' '.join(racers)}".encode())
         won = {"the doctor": watcher.race(folder, "doctor", racers)}
         seen: dict[str, Sightings] = {}
@@ -144,13 +145,23 @@ def _renamed(seen: Mapping[str, Sightings], rounds: int) -> Finding:
     return _finding(RENAME, FAILED, message, "use another filesystem for staging")
 
 
+def _fence(fs: Filesystem, folder: Path) -> None:
+    """Move it away, empty and remove it, as a new life of the ledger does with the temps of the old ones."""
+    moved = folder.with_name(f"{folder.name}d")
+    fs.rename(folder, moved)
+    for name in fs.list(moved):
+        fs.remove(moved / name)
+    with suppress(OSError):  # whoever still creates files in it is seen doing so
+        fs.remove_dir(moved)
+
+
 def _fenced(seen: Mapping[str, Sightings]) -> Finding:
-    """A folder that is moved away keeps dead owners out only where no machine goes on by its old name."""
+    """A folder that is gone keeps dead owners out only where no machine goes on by its old name."""
     late = {name: sight.unfenced_s for name, sight in seen.items() if sight.unfenced_s}
     if not late:
-        return _finding(FENCE, OK, f"a folder that was moved is closed at once to {_named(seen)}")
+        return _finding(FENCE, OK, f"a folder that is moved away and removed is closed at once to {_named(seen)}")
     longest = max(late.values())
-    said = f"{_named(late)} could create files in a folder {longest:.1f} s after it was moved away"
+    said = f"{_named(late)} could create files in a folder {longest:.1f} s after it was removed"
     if longest >= watcher.LATE_S:
         return _finding(FENCE, FAILED, said, "use another filesystem for staging, or mount it without caching names")
     advice = "mount it without caching names (NFS: lookupcache=none), or be sure that an owner is dead"

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from ray_sink.errors import StagingError
+from ray_sink.filesystem import PosixFilesystem
+from ray_sink.records import Proposal
+from ray_sink.staging import Staging, term_name
 from tests.cli.conftest import call
 from tests.cli.test_doctor import found, promised
 from tests.faults.glusterfs import GlusterFS
@@ -50,16 +54,16 @@ def test_the_doctor_finds_that_every_promise_holds(gluster: tuple[Path, Path]) -
 
 @pytest.mark.row(21)
 @pytest.mark.slow
-def test_the_doctor_finds_a_mount_that_goes_by_what_it_knew(
+def test_the_doctor_finds_the_fence_closed_to_a_mount_that_goes_by_what_it_knew(
     gluster_server: GlusterFS, gluster: tuple[Path, Path], tmp_path: Path
 ) -> None:
     first, _ = gluster
     with gluster_server.mount(tmp_path / "caching", cached_s=4) as caching:
         answer = call("doctor", "--staging", first, "--watch-from", caching / first.name, "--json")
     fence = next(f for f in answer.json["findings"] if f["name"] == "fence elsewhere")
-    assert fence["status"] == "weak"
+    assert fence["status"] == "ok", fence
     assert str(caching) in fence["message"]
-    assert promised(answer.json)["P3"] == "weaker"
+    assert promised(answer.json)["P3"] == "holds"
 
 
 @pytest.mark.slow
@@ -186,3 +190,29 @@ def test_names_that_the_uploaders_mount_sees_late_are_waited_for(
     assert retried, "nothing was seen late"
     assert job.said("failed") == []
     run.checker.finished()
+
+
+@pytest.mark.row(11)
+def test_a_fenced_writer_on_a_mount_that_goes_by_old_names_publishes_nothing(
+    gluster_server: GlusterFS, gluster: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """By its cache it finds the folder of its temps, under the old name, wherever that has been moved to."""
+    first, _ = gluster
+    (first / "staging").mkdir()
+    with gluster_server.mount(tmp_path / "caching", cached_s=30) as caching:
+        here = Staging(PosixFilesystem(), first / "staging", "run")
+        there = Staging(PosixFilesystem(), caching / first.name / "staging", "run")
+        here.begin_term(term_name(1, 1))
+        temps = [there.stage(term_name(1, 1), f"{key}.0", f"{key}.npy", [b"old"]) for key in "ab"]
+        there.sync_temps(term_name(1, 1))
+        late = [Proposal(key, key, (temp,)) for key, temp in zip("ab", temps, strict=True)]
+        there.publish(late[:1])  # all that it needs is in its cache
+        here.begin_term(term_name(2, 1))
+        assert there.fs.size(there.run_dir / "tmp" / term_name(1, 1)) is None
+        assert there.publish(late[1:]) == ["b"]
+        with pytest.raises(StagingError):
+            there.stage(term_name(1, 1), "c.0", "c.npy", [b"old"])
+        assert there.is_fenced(term_name(1, 1))
+    assert sorted(path.name for path in (first / "staging").glob("*.npy")) == ["a.npy"]
+    assert here.roll_forward(term_name(2, 1), late) == []  # what was decided in time is published by the next life
+    assert sorted(path.name for path in (first / "staging").glob("*.npy")) == ["a.npy", "b.npy"]
