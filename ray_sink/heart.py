@@ -11,20 +11,28 @@ from ray_sink.ownership import Claim
 
 _BEATS = 8
 """Beats in the time after which a silent owner may be taken over."""
-_LAST_BEAT_S = 10.0
 
 
 class Heart:
     """Moves a claim's counters on until `stop`, and says when somebody has taken over.
 
+    Args:
+        claim: whose counters.
+        takeover_s: how long they must stand still for another to take over, seconds.
+        fence: told of a newer owner.
+        last_beat_s: how long `stop` waits for a beat that is under way, seconds.
+
     Attributes:
         fenced: the newer owner's doing, once there is one; the thread has ended then.
     """
 
-    def __init__(self, claim: Claim, takeover_s: float, fence: Callable[[str], object]) -> None:
+    def __init__(
+        self, claim: Claim, takeover_s: float, fence: Callable[[str], object], *, last_beat_s: float = 10.0
+    ) -> None:
         self._claim = claim
         self._every_s = takeover_s / _BEATS
         self._fence = fence
+        self._last_beat_s = last_beat_s
         self._stop = threading.Event()
         self.fenced: RunFencedError | None = None
         self._thread = threading.Thread(target=self._run, name="ray_sink-heart", daemon=True)
@@ -33,7 +41,7 @@ class Heart:
     def stop(self) -> None:
         """End the thread; a beat that hangs is not waited for, and does no harm whenever it comes."""
         self._stop.set()
-        self._thread.join(_LAST_BEAT_S)
+        self._thread.join(self._last_beat_s)
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):
