@@ -206,8 +206,7 @@ class View:
     def _fault(self, kind: str, when: str, path: Path) -> None:
         if kind in self.disk.faults and self.disk.faults[kind][0] == when:
             number = self.disk.faults.pop(kind)[1]
-            self.disk.script.fired += 1
-            self.disk.script.note(f"{kind} fails {when} its effect")
+            self.disk.script.fired(f"{kind} fails", str(path))
             raise OSError(number, os.strerror(number), str(path))
 
     def create(self, path: Path) -> NewFile:
