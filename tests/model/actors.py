@@ -39,23 +39,29 @@ class Life:
     def __init__(self, world: World, epoch: int, options: LedgerOptions) -> None:
         self.world = world
         self.process = world.process("ledger")
+        self.next: Life | None = None
         self.staging = world.staging(self.process)
         self._busy_with: Work | None = None
         self.ledger = self._do(lambda: Ledger.open(self.staging, world.info, epoch, options))
 
-    def call(self, caller: Process, what: Callable[[], T]) -> T:
-        """Call the ledger as another process does. A caller that ends meanwhile does not end the call."""
+    def call(self, caller: Process, what: Callable[[Ledger], T]) -> T:
+        """Call the ledger as another process does. A caller that ends meanwhile does not end the call.
+
+        Where this life is known to have ended, the call goes to the one that Ray has started instead.
+        """
+        if not self.process.alive and self.next is not None:
+            return self.next.call(caller, what)
         script = self.world.script
         if script.working is not None:
             script.working.wait_for(lambda: self._busy_with if self.process.alive else None)
         if not self.process.alive:
             raise LedgerGone("it ended")
         fault, self.world.call_fault = self.world.call_fault, None
-        answer = self._do(what)
+        answer = self._do(lambda: what(self.ledger))
         if fault is not None:
             script.fired(fault)
         if fault == "call made twice":  # because the first answer was lost
-            answer = self._do(what)
+            answer = self._do(lambda: what(self.ledger))
         if not caller.alive:
             raise Stopped(caller.name)
         if fault == "call lost its answer":
@@ -111,6 +117,8 @@ class Driver:
         """A new life of the ledger in this epoch; the old one may go on for a while."""
         assert self.claim is not None
         life = Life(self.world, self.claim.epoch, self.options)
+        if self.life is not None:
+            self.life.next = life
         self.life = life
         self.world.lives.append(life)
 
@@ -124,7 +132,7 @@ class Driver:
         except RunFencedError as error:
             reason = str(error)
             self.world.script.fired("fenced by its heart")
-            life.call(self.process, lambda: life.ledger.fence(reason))
+            life.call(self.process, lambda ledger: ledger.fence(reason))
 
     def close(self) -> None:
         """Seal the run, if that can be done."""
@@ -132,25 +140,24 @@ class Driver:
             return
         self.closing = True
         try:
-            life, ledger = self.life, self.life.ledger
+            life = self.life
             if self.options.sealed is None and not self._seal(life, self.claim):
                 return
-            life.call(self.process, lambda: life.staging.sweep(ledger.term, finished=True))
+            life.call(self.process, lambda ledger: life.staging.sweep(ledger.term, finished=True))
             self.claim.release()
         finally:
             self.closing = False
 
     def _seal(self, life: Life, owned: Claim) -> bool:
-        ledger = life.ledger
-        life.call(self.process, ledger.closing)
-        life.call(self.process, ledger.publish_rest)
-        unfinished = life.call(self.process, ledger.has_unfinished_uploads)
-        status = life.call(self.process, ledger.status)
+        life.call(self.process, Ledger.closing)
+        life.call(self.process, Ledger.publish_rest)
+        unfinished = life.call(self.process, Ledger.has_unfinished_uploads)
+        status = life.call(self.process, Ledger.status)
         if status.failures or status.unfinished or unfinished:
             return False
         owned.check_all()
-        life.call(self.process, ledger.begin_sealing)
-        receipts = life.call(self.process, lambda: list(ledger.receipts()))
+        life.call(self.process, Ledger.begin_sealing)
+        receipts = life.call(self.process, lambda ledger: list(ledger.receipts()))
         seal(self.store, self.world.info, owned.epoch, receipts, status.rows, status.conflicts)
         return True
 
@@ -198,13 +205,13 @@ class Writing:
                 self.world.script.note(f"{self.process.name}: {output.key}: {type(result).__name__} {result}")
 
     def _decide(self, proposals: Sequence[Proposal]) -> list[Decision]:
-        return self.life.call(self.process, lambda: self.life.ledger.decide(proposals))
+        return self.life.call(self.process, lambda ledger: ledger.decide(proposals))
 
     def _published(self, attempts: Sequence[tuple[str, str]]) -> None:
-        self.life.call(self.process, lambda: self.life.ledger.published(attempts))
+        self.life.call(self.process, lambda ledger: ledger.published(attempts))
 
     def _locate(self, keys: Sequence[str]) -> list[Receipt | SinkError]:
-        found = self.life.call(self.process, lambda: [self.life.ledger.receipt(key) for key in keys])
+        found = self.life.call(self.process, lambda ledger: [ledger.receipt(key) for key in keys])
         return [receipt or StagingError(f"{key!r} is gone") for key, receipt in zip(keys, found, strict=True)]
 
 
@@ -239,19 +246,17 @@ class Uploading:
 
     def upload(self) -> None:
         """As `ray_sink.runtime.uploading` does, until nothing is left."""
-        ledger = self.life.ledger
-        self.staging.free(self.life.call(self.process, lambda: ledger.unfreed(self.index)))
+        self.staging.free(self.life.call(self.process, lambda ledger: ledger.unfreed(self.index)))
         while tasks := self.life.call(
-            self.process, lambda: ledger.take_uploads(self.index, max_outputs=self._tasks, max_bytes=2**20)
+            self.process, lambda ledger: ledger.take_uploads(self.index, max_outputs=self._tasks, max_bytes=2**20)
         ):
             outcomes = [self._uploader.upload(task) for task in tasks]
             self._report(outcomes)
 
     def _report(self, outcomes: Sequence[UploadOutcome]) -> None:
-        ledger = self.life.ledger
-        free = self.life.call(self.process, lambda: ledger.uploaded(outcomes))
+        free = self.life.call(self.process, lambda ledger: ledger.uploaded(outcomes))
         self.staging.free(free)
         keys = [outcome.key for outcome in outcomes if outcome.error is None]
-        for receipt in self.life.call(self.process, lambda: [ledger.receipt(key) for key in keys]):
+        for receipt in self.life.call(self.process, lambda ledger: [ledger.receipt(key) for key in keys]):
             if receipt is not None and receipt.state is State.UPLOADED:
                 self.world.acknowledge(receipt, self.process)

@@ -1,4 +1,4 @@
-"""A schedule: who begins, goes on, and ends when, and what goes wrong. Its text is all that is needed to run it again."""
+"""A schedule: who begins, goes on, and ends when, and what goes wrong. Its text is enough to run it again."""
 
 from __future__ import annotations
 

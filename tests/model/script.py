@@ -30,6 +30,9 @@ class Process:
     def kill(self) -> None:
         self.alive = False
 
+    def is_gone(self) -> bool:
+        return not self.alive
+
 
 class Work:
     """What one thread of one process does. It stands still between any two of its operations until it is told to go on.
@@ -143,7 +146,7 @@ class Script:
         if action is not None:
             self.happened["planned"] += 1
             action(process)
-        if not process.alive:
+        if process.is_gone():
             self.note(f"{process.name} ended before this")
             raise Stopped(process.name)
 

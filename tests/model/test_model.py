@@ -58,7 +58,7 @@ ACTIONS = [
     action("restart_ledger", driver=newest_first, kill=st.booleans(), operations=many_operations),
     *[action("kill", work=works)] * 2,
     action("kill_ledger", life=newest_first),
-    action("cut_power", seed=st.integers(0, 1000)),
+    *[action("cut_power", seed=st.just(0) | st.integers(0, 1000))] * 2,
     action("call_fault", kind=st.sampled_from(CALL_FAULTS)),
     *[action("disk_error", kind=st.sampled_from(DISK_CALLS), after=st.booleans())] * 2,
 ]

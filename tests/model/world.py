@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from ray_sink.errors import RunFencedError, RunOwnedError, StagingError, StoreUnavailableError
+from ray_sink.ledger import Ledger
 from ray_sink.manifest import from_parquet, read_seal
-from ray_sink.records import Receipt, RunInfo
+from ray_sink.records import Receipt, RunInfo, State
 from ray_sink.staging import Staging
 from tests.model.actors import UPLOADERS, Driver, LedgerGone, Life, Uploading, Writing
 from tests.model.disk import Choose, Disk
@@ -110,9 +111,7 @@ class World:
 
     def publish_rest(self, life: Life, operations: int = TO_ITS_END) -> Work:
         caller = self.process("caller")
-        return self.begin(
-            caller, "have the rest published", lambda: life.call(caller, life.ledger.publish_rest), operations
-        )
+        return self.begin(caller, "have the rest published", lambda: life.call(caller, Ledger.publish_rest), operations)
 
     def write(
         self, life: Life, outputs: Sequence[tuple[str, Sequence[str], int]], operations: int = TO_ITS_END
@@ -143,6 +142,12 @@ class World:
 
     def acknowledge(self, receipt: Receipt, by: Process) -> None:
         self.record.acknowledge(receipt, by.name)
+        for file in receipt.files:  # what a power cut would leave now, or what was uploaded and freed since
+            data = self.record.attempts[receipt.attempt].contents[file.path]
+            staged = receipt.state is State.STAGED and self.disk.finals(durable=True).get(file.path) == data
+            stored = self.bucket.objects.get(file.path)
+            if not staged and (stored is None or stored.data != data):
+                raise Violation(f"P2: {receipt.key} is acknowledged ({receipt.state}), and {file.path} is not safe")
 
     # -- checks ------------------------------------------------------------------------------------------------------
 
