@@ -47,6 +47,14 @@ class NameChange:
         return any(place is not None and place[0] is folder for place in (self.gone_from, self.now_at))
 
 
+@dataclass
+class Fault:
+    """An error of the disk: before an operation has its effect or after it, for so many times."""
+
+    after: bool
+    times: int
+
+
 class Disk:
     """What all processes share. They work through `view`."""
 
@@ -55,7 +63,7 @@ class Disk:
         self.root = root
         self.top = Folder()
         self.pending: list[NameChange] = []
-        self.faults: dict[str, tuple[str, int]] = {}
+        self.faults: dict[str, Fault] = {}
         self.on_final: Callable[[str, bytes], None] = lambda path, data: None
 
     def view(self, process: Process) -> View:
@@ -200,14 +208,16 @@ class View:
 
     def _step(self, kind: str, path: Path) -> None:
         self.disk.script.step(self.process, kind, path)
-        if self.disk.faults:
-            self._fault(kind, "before", path)
+        self._fault(kind, path, after=False)
 
-    def _fault(self, kind: str, when: str, path: Path) -> None:
-        if kind in self.disk.faults and self.disk.faults[kind][0] == when:
-            number = self.disk.faults.pop(kind)[1]
+    def _fault(self, kind: str, path: Path, *, after: bool) -> None:
+        fault = self.disk.faults.get(kind)
+        if fault is not None and fault.after == after and not self.process.observer:
+            fault.times -= 1
+            if not fault.times:
+                del self.disk.faults[kind]
             self.disk.script.fired(f"{kind} fails", str(path))
-            raise OSError(number, os.strerror(number), str(path))
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
     def create(self, path: Path) -> NewFile:
         self._step("create", path)
@@ -224,7 +234,7 @@ class View:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         self.disk.put(path, File(bytearray(data), data))
         self.disk.settle(folder)
-        self._fault("create_with", "after", path)
+        self._fault("create_with", path, after=True)
 
     def replace_with(self, path: Path, data: bytes) -> None:
         self._step("replace_with", path)
@@ -252,7 +262,7 @@ class View:
         if isinstance(there, Folder) and (isinstance(node, File) or there.visible):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(target))
         self.disk.put(target, node, came_from=source)
-        self._fault("rename", "after", source)
+        self._fault("rename", source, after=True)
 
     def remove(self, path: Path) -> None:
         self._step("remove", path)

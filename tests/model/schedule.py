@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
-import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
+from ray_sink.uploader import ATTEMPT, CHECKSUM, RUN
 from tests.model.actors import Driver, Life
-from tests.model.script import TO_ITS_END
+from tests.model.disk import Fault
+from tests.model.script import Until
 from tests.model.store import PutFault
 from tests.model.world import CallFault, World, chooser
 
@@ -28,29 +31,37 @@ def nth(items: list[T], number: int) -> T:
 class Schedule:
     """A world, and the actions that change it.
 
-    Actions name drivers, lives and works by age, the newest first, and say how many operations are done before the
-    next action; None is all of them. What names nobody does nothing.
+    Actions name drivers, lives and works by age, the newest first, and say how far what they begin goes
+    before the next action. What names nobody does nothing.
     """
 
     def __init__(self, *, with_store: bool) -> None:
         self.world = World(with_store=with_store)
+        self.broken = False
         self.lines = ["store" if with_store else "folder"]
         self.world.take_over()
 
     def do(self, action: str, **arguments: object) -> None:
         """Do one action, and write it down."""
         self.lines.append(f"{action}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})")
-        try:
+        with self._told_if_broken():
             getattr(self, action)(**arguments)
-        except BaseException as error:
-            error.add_note(self.told())
-            raise
 
     def finish(self) -> None:
         """No more faults, and what is promised must hold."""
         try:
-            self.world.finish()
+            if not self.broken:
+                with self._told_if_broken():
+                    self.world.finish()
+        finally:
+            self.world.forget()
+
+    @contextmanager
+    def _told_if_broken(self) -> Iterator[None]:
+        try:
+            yield
         except BaseException as error:
+            self.broken = True
             error.add_note(self.told())
             raise
 
@@ -81,9 +92,8 @@ class Schedule:
                 assert isinstance(call, ast.Call)
                 arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
                 made.do(ast.unparse(call.func), **arguments)
-            made.finish()
         finally:
-            made.world.forget()
+            made.finish()
         return made
 
     # -- whom an action names ----------------------------------------------------------------------------------------
@@ -105,37 +115,37 @@ class Schedule:
 
     # -- work --------------------------------------------------------------------------------------------------------
 
-    def write(self, life: int, batch: Batch, operations: int | None) -> None:
+    def write(self, life: int, batch: Batch, until: Until) -> None:
         if (found := self._life(life)) is not None:
-            self.world.write(found, batch, _count(operations))
+            self.world.write(found, batch, until)
 
-    def upload(self, life: int, index: int, operations: int | None) -> None:
+    def upload(self, life: int, index: int, until: Until) -> None:
         if (found := self._life(life)) is not None:
-            self.world.upload(found, index, _count(operations))
+            self.world.upload(found, index, until)
 
-    def publish_rest(self, life: int, operations: int | None) -> None:
+    def publish_rest(self, life: int, until: Until) -> None:
         if (found := self._life(life)) is not None:
-            self.world.publish_rest(found, _count(operations))
+            self.world.publish_rest(found, until)
 
-    def beat(self, driver: int, operations: int | None) -> None:
+    def beat(self, driver: int, until: Until) -> None:
         if (found := self._driver(driver)) is not None:
-            self.world.beat(found, _count(operations))
+            self.world.beat(found, until)
 
-    def close(self, driver: int, operations: int | None) -> None:
+    def close(self, driver: int, until: Until) -> None:
         """The script comes to its end; not before anything was done, or little would happen after it."""
         if len(self.world.record.receipts) > 1 and (found := self._driver(driver)) is not None:
-            self.world.close(found, _count(operations))
+            self.world.close(found, until)
 
-    def take_over(self, operations: int | None) -> None:
-        self.world.take_over(_count(operations))
+    def take_over(self, until: Until) -> None:
+        self.world.take_over(until)
 
-    def restart_ledger(self, driver: int, kill: bool, operations: int | None) -> None:
+    def restart_ledger(self, driver: int, kill: bool, until: Until) -> None:
         if (found := self._driver(driver)) is not None and found.claim is not None:
-            self.world.restart_ledger(found, _count(operations), kill=kill)
+            self.world.restart_ledger(found, until, kill=kill)
 
-    def go_on(self, work: int, operations: int | None) -> None:
+    def go_on(self, work: int, until: Until) -> None:
         if found := [work for work in self.world.works if not work.ended]:
-            nth(found, work).run(_count(operations))
+            nth(found, work).run(until)
 
     # -- faults ------------------------------------------------------------------------------------------------------
 
@@ -155,8 +165,8 @@ class Schedule:
     def cut_power(self, seed: int) -> None:
         self.world.power_cut(chooser(seed))
 
-    def disk_error(self, kind: str, after: bool) -> None:
-        self.world.disk.faults[kind] = ("after" if after and kind == "rename" else "before", errno.EIO)
+    def disk_error(self, kind: str, after: bool, times: int) -> None:
+        self.world.disk.faults[kind] = Fault(after=after and kind == "rename", times=times)
 
     def call_fault(self, kind: str) -> None:
         self.world.call_fault = cast("CallFault", kind)
@@ -170,9 +180,6 @@ class Schedule:
     def land(self) -> None:
         self.world.bucket.land()
 
-    def put_foreign(self, path: str) -> None:
-        self.world.bucket.put_foreign(path)
-
-
-def _count(operations: int | None) -> int:
-    return TO_ITS_END if operations is None else operations
+    def put_foreign(self, path: str, sink: bool) -> None:
+        """Another run's output, or something that no sink wrote."""
+        self.world.bucket.put_foreign(path, {RUN: "other", ATTEMPT: "t1", CHECKSUM: "other"} if sink else {})

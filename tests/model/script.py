@@ -7,8 +7,11 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-TO_ITS_END = 1_000_000
-"""More operations than anybody has to do."""
+Until = int | str | None
+"""How far work goes: so many operations; up to before the next operation of that name, one at least; to its end."""
+
+LEDGER = "ledger"
+"""As an `Until`: up to before the next operation of the ledger that is called."""
 
 
 class Stopped(BaseException):
@@ -47,15 +50,16 @@ class Work:
         self.waits_for: Work | None = None
         self._script = script
         self._body = body
-        self._left = 0
+        self._until: Until = None
+        self._done = 0
         self._running = False
         self._error: BaseException | None = None
         self._turn = threading.Semaphore(0)
         self._back = threading.Semaphore(0)
         self._thread: threading.Thread | None = None
 
-    def run(self, operations: int = TO_ITS_END) -> None:
-        """Go on for so many operations, or until another has to go on first, or to the end.
+    def run(self, until: Until = None) -> None:
+        """Go on so far, or until another has to go on first, or to the end.
 
         Raises:
             Violation: it found a promise broken.
@@ -63,7 +67,7 @@ class Work:
         if self.ended or self._running:
             return
         before, self._script.working = self._script.working, self
-        self._left, self._running = operations, True
+        self._until, self._done, self._running = until, 0, True
         if self._thread is None:
             self._thread = threading.Thread(target=self._main, name=self.what, daemon=True)
             self._thread.start()
@@ -96,11 +100,11 @@ class Work:
 
     # -- from inside -------------------------------------------------------------------------------------------------
 
-    def next_operation(self) -> None:
-        """About to do one."""
-        if not self._left:
+    def next_operation(self, what: str) -> None:
+        """About to do one of that name."""
+        if (self._done and self._until == what) or self._until == self._done:
             self._stand_still()
-        self._left -= 1
+        self._done += 1
 
     def wait_for(self, other: Callable[[], Work | None]) -> None:
         """Stand still until nobody has to go on first."""
@@ -137,7 +141,7 @@ class Script:
         if process.observer:
             return
         if self.working is not None:
-            self.working.next_operation()
+            self.working.next_operation(LEDGER if process.name.startswith(LEDGER) else what)
         if not process.alive:
             raise Stopped(process.name)
         self.ops += 1

@@ -87,11 +87,11 @@ class Bucket:
         self.objects[path] = new
         self.on_object(path, new.data, existed)
 
-    def put_foreign(self, path: str) -> None:
+    def put_foreign(self, path: str, metadata: Mapping[str, str]) -> None:
         """Somebody who has nothing to do with the run was here first."""
         if path not in self.objects:
             self.script.fired("somebody else's object", path)
-            self.objects[path] = Object(b"somebody else's", {})
+            self.objects[path] = Object(b"somebody else's", metadata)
             self.foreign.add(path)
 
     def remove_foreign(self) -> None:

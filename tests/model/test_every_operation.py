@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.faults.runs import ALL
-from tests.model.script import TO_ITS_END, Process
+from tests.model.script import Process, Until
 from tests.model.world import World, chooser
 
 EVERY = 1 if ALL else 25
@@ -67,7 +67,17 @@ def kill_and_cut_power(world: World) -> Callable[[Process], None]:
     return both
 
 
-def be_taken_over(*, operations: int, seal: bool) -> Callable[[World], Callable[[Process], None]]:
+def get_another_ledger(world: World) -> Callable[[Process], None]:
+    """The process finds, when it goes on, that the ledger has ended and another was started."""
+
+    def meanwhile(process: Process) -> None:
+        if world.drivers[-1].claim is not None:
+            world.restart_ledger(world.drivers[-1], kill=True)
+
+    return meanwhile
+
+
+def be_taken_over(*, until: Until, seal: bool) -> Callable[[World], Callable[[Process], None]]:
     """The process sleeps while another driver takes over and works up to a point."""
 
     def make(world: World) -> Callable[[Process], None]:
@@ -76,10 +86,10 @@ def be_taken_over(*, operations: int, seal: bool) -> Callable[[World], Callable[
             world.take_over()
             if world.lives:
                 life = world.lives[-1]
-                world.write(life, [("new", ("b", "c"), 5), ("i", (), 5)], operations)
+                world.write(life, [("new", ("b", "c"), 5), ("i", (), 5)], until)
                 world.write(life, [("d/e", (), 7), ("g", (), 7)])
                 if world.info.dest is not None:
-                    world.upload(life, 0, operations)
+                    world.upload(life, 0, until)
             if seal and world.drivers:
                 world.close(world.drivers[-1])
             world.script.note(f"{process.name} wakes up")
@@ -92,12 +102,13 @@ def be_taken_over(*, operations: int, seal: bool) -> Callable[[World], Callable[
 FAULTS: dict[str, Callable[[World], Callable[[Process], None]]] = {
     "process dies": kill,
     "process dies, power cut later": kill_and_cut_power,
+    "another ledger": get_another_ledger,
     "power cut, all lost": cut_power(0),
     "power cut, all kept": cut_power(1),
     "power cut, some lost": cut_power(2),
-    "taken over, decided": be_taken_over(operations=19, seal=False),
-    "taken over, published": be_taken_over(operations=TO_ITS_END, seal=False),
-    "taken over, sealed": be_taken_over(operations=TO_ITS_END, seal=True),
+    "taken over, decided": be_taken_over(until=19, seal=False),
+    "taken over, published": be_taken_over(until=None, seal=False),
+    "taken over, sealed": be_taken_over(until=None, seal=True),
 }
 
 

@@ -14,7 +14,7 @@ from ray_sink.staging import Staging
 from tests.model.actors import UPLOADERS, Driver, LedgerGone, Life, Uploading, Writing
 from tests.model.disk import Choose, Disk
 from tests.model.record import Attempt, Record
-from tests.model.script import TO_ITS_END, Clock, Process, Script, Violation, Work
+from tests.model.script import Clock, Process, Script, Until, Violation, Work
 from tests.model.store import Bucket, SimulatedStore
 
 
@@ -40,7 +40,7 @@ CALL_FAULTS: tuple[CallFault, ...] = get_args(CallFault)
 
 
 class World:
-    """Everything there is. Whoever starts something says how many operations it does at first; `Work.run` goes on.
+    """Everything there is. Whoever starts something says how far it goes at first; `Work.run` goes on.
 
     Args:
         with_store: whether the destination is an object store, or the staging folder.
@@ -78,7 +78,7 @@ class World:
 
     # -- what they do ------------------------------------------------------------------------------------------------
 
-    def begin(self, process: Process, what: str, body: Callable[[], None], operations: int) -> Work:
+    def begin(self, process: Process, what: str, body: Callable[[], None], until: Until) -> Work:
         def guarded() -> None:
             """That somebody is stopped, fenced or refused is no violation, whatever else is."""
             try:
@@ -89,33 +89,31 @@ class World:
         self.script.note(f"{process.name} begins to {what}")
         work = Work(self.script, process, what, guarded)
         self.works.append(work)
-        work.run(operations)
+        work.run(until)
         return work
 
-    def take_over(self, operations: int = TO_ITS_END) -> Work:
+    def take_over(self, until: Until = None) -> Work:
         """Somebody starts the run's script (again)."""
         driver = Driver(self)
         self.drivers.append(driver)
-        return self.begin(driver.process, "take over", driver.start, operations)
+        return self.begin(driver.process, "take over", driver.start, until)
 
-    def restart_ledger(self, driver: Driver, operations: int = TO_ITS_END, *, kill: bool) -> Work:
+    def restart_ledger(self, driver: Driver, until: Until = None, *, kill: bool) -> Work:
         if kill and driver.life is not None:
             driver.life.process.kill()
-        return self.begin(driver.process, "start its ledger anew", driver.restart_ledger, operations)
+        return self.begin(driver.process, "start its ledger anew", driver.restart_ledger, until)
 
-    def beat(self, driver: Driver, operations: int = TO_ITS_END) -> Work:
-        return self.begin(driver.process, "beat", driver.beat, operations)
+    def beat(self, driver: Driver, until: Until = None) -> Work:
+        return self.begin(driver.process, "beat", driver.beat, until)
 
-    def close(self, driver: Driver, operations: int = TO_ITS_END) -> Work:
-        return self.begin(driver.process, "close", driver.close, operations)
+    def close(self, driver: Driver, until: Until = None) -> Work:
+        return self.begin(driver.process, "close", driver.close, until)
 
-    def publish_rest(self, life: Life, operations: int = TO_ITS_END) -> Work:
+    def publish_rest(self, life: Life, until: Until = None) -> Work:
         caller = self.process("caller")
-        return self.begin(caller, "have the rest published", lambda: life.call(caller, Ledger.publish_rest), operations)
+        return self.begin(caller, "have the rest published", lambda: life.call(caller, Ledger.publish_rest), until)
 
-    def write(
-        self, life: Life, outputs: Sequence[tuple[str, Sequence[str], int]], operations: int = TO_ITS_END
-    ) -> Work:
+    def write(self, life: Life, outputs: Sequence[tuple[str, Sequence[str], int]], until: Until = None) -> Work:
         """A batch of (key, names of split files or none, content number) for a writer of `life`."""
         attempts = []
         for key, names, number in outputs:
@@ -125,11 +123,11 @@ class World:
             attempts.append(Attempt(key, f"t{self._attempts}", contents))
             self.record.attempted(attempts[-1])
         writing = Writing(self, life, attempts)
-        return self.begin(writing.process, "write", writing.write, operations)
+        return self.begin(writing.process, "write", writing.write, until)
 
-    def upload(self, life: Life, index: int, operations: int = TO_ITS_END) -> Work:
+    def upload(self, life: Life, index: int, until: Until = None) -> Work:
         uploading = Uploading(self, life, index)
-        return self.begin(uploading.process, "upload", uploading.upload, operations)
+        return self.begin(uploading.process, "upload", uploading.upload, until)
 
     def power_cut(self, choose: Choose) -> None:
         self.script.fired("power cut")
