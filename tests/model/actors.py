@@ -57,7 +57,13 @@ class Life:
         if not self.process.alive:
             raise LedgerGone("it ended")
         fault, self.world.call_fault = self.world.call_fault, None
-        answer = self._do(lambda: what(self.ledger))
+        try:
+            answer = self._do(lambda: what(self.ledger))
+        except LedgerGone:
+            if self.next is None or not caller.alive:
+                raise
+            script.fired("call made again")  # Ray does so
+            return self.next.call(caller, what)
         if fault is not None:
             script.fired(fault)
         if fault == "call made twice":  # because the first answer was lost

@@ -19,9 +19,9 @@ from tests.model.script import LEDGER
 from tests.model.store import PUT_FAULTS
 from tests.model.world import CALL_FAULTS
 
-SCHEDULES = 250 if ALL else 150
-"""In each part: two parts in `make test`, twenty in `make faults`, each time others."""
-PARTS = 10 if ALL else 1
+SCHEDULES = 500 if ALL else 150
+"""In each part: two parts in `make test`, ten in `make faults`, each time others."""
+PARTS = 5 if ALL else 1
 
 DISK_CALLS = ("rename", "sync", "sync_dir", "write", "create")
 
@@ -32,7 +32,9 @@ outputs = st.tuples(st.sampled_from(KEYS), st.sampled_from(NAMES), st.integers(0
 batches = st.lists(outputs, min_size=1, max_size=3)
 newest_first = st.sampled_from((0, 0, 0, 1, 1, 2, 3))
 works = st.integers(0, 7)
-stops = st.sampled_from((LEDGER, "sync_dir", "rename", "size", "list", "put", "has the answer to put", "remove"))
+stops = st.sampled_from(
+    (LEDGER, LEDGER, LEDGER, "sync_dir", "rename", "size", "list", "put", "has the answer to put", "remove")
+)
 until = st.none() | stops | st.integers(0, 40)
 far = st.none() | stops | st.integers(0, 120)
 
@@ -54,19 +56,19 @@ ACTIONS = [
     *[write] * 7,
     *[go_on] * 5,
     action("publish_rest", life=newest_first, until=until),
-    action("beat", driver=newest_first, until=until),
+    *[action("beat", driver=st.integers(0, 3), until=until)] * 2,
     action("close", driver=newest_first, until=far),
     *[action("take_over", until=far)] * 2,
-    action("restart_ledger", driver=newest_first, kill=st.booleans(), until=far),
+    *[action("restart_ledger", driver=newest_first, kill=st.booleans(), until=far)] * 2,
     *[action("kill", work=works)] * 2,
     action("kill_ledger", life=newest_first),
-    *[action("cut_power", seed=st.just(0) | st.integers(0, 1000))] * 2,
+    action("cut_power", seed=st.just(0) | st.integers(0, 1000)),
     action("call_fault", kind=st.sampled_from(CALL_FAULTS)),
     *[action("disk_error", kind=st.sampled_from(DISK_CALLS), after=st.booleans(), times=st.integers(1, 3))] * 2,
 ]
 STORE_ACTIONS = [
     *[action("upload", life=newest_first, index=st.integers(0, 1), until=until)] * 5,
-    *[action("store_fault", kind=st.sampled_from(PUT_FAULTS))] * 3,
+    *[action("store_fault", kind=st.sampled_from(PUT_FAULTS))] * 4,
     action("store_away", requests=st.integers(1, 12)),
     action("land"),
     action("put_foreign", path=st.sampled_from(PLACES), sink=st.booleans()),
