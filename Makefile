@@ -48,7 +48,8 @@ unit: $(STAMP) ## the tests, in two processes; PYTEST_ARGS='-n0 -k journal' for 
 slow: $(STAMP) ## what make test leaves out: the README's snippets, the demo twice, every process killed once
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m slow --ignore tests/faults $(PYTEST_ARGS)
 
-faults: $(STAMP) ## the whole fault suite: every case, SIGKILL, SIGSTOP and a power cut at each system call
+faults: $(STAMP) ## the whole fault suite: 5,000 schedules of the model, every case, SIGKILL, SIGSTOP, power cuts
+	FAULTS=all $(BIN)/python -m pytest tests/model -n 2
 	FAULTS=all PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 mutants: $(STAMP) ## breaks the code in one place at a time: does the suite see it?

@@ -1,20 +1,23 @@
-"""The processes around the core, as plain objects that can be stopped between any two of their steps."""
+"""The processes around the core, as plain objects whose work can be stopped between any two operations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from ray_sink.config import UploadOptions
-from ray_sink.errors import PathConflict, RunSealedError, SinkError
+from ray_sink.errors import PathConflict, RunFencedError, RunSealedError, SinkError, StagingError
+from ray_sink.keys import RESERVED
 from ray_sink.ledger import Ledger, LedgerOptions
 from ray_sink.manifest import from_parquet, read_seal, seal
 from ray_sink.ownership import Claim, FolderPlace, Owner, Place, StorePlace, claim
-from ray_sink.records import FileRecord, Proposal, Receipt, State, TempFile, UploadOutcome, receipt_of
+from ray_sink.patience import Patience, Tick
+from ray_sink.publishing import DecidedPublishing, Prepared
+from ray_sink.records import Decision, Proposal, Receipt, State, TempFile, UploadOutcome
 from ray_sink.retry import Retry, RetryPolicy
 from ray_sink.uploader import Uploader
 from tests.model.record import Attempt
-from tests.model.script import Process, Stopped
+from tests.model.script import Process, Stopped, Work
 from tests.model.store import SimulatedStore
 
 if TYPE_CHECKING:
@@ -23,116 +26,157 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TAKEOVER_S = 60.0
+UPLOADERS = 2
 
 
-class LedgerGone(Exception):
-    """The ledger's process ended during a call; what it did, nobody knows."""
+class LedgerGone(SinkError):
+    """The ledger's process ended during a call, or its answer was lost; what it did, nobody knows."""
 
 
 class Life:
-    """One life of a ledger's process."""
+    """One life of a ledger's process. It does one call at a time; the others wait."""
 
     def __init__(self, world: World, epoch: int, options: LedgerOptions) -> None:
         self.world = world
         self.process = world.process("ledger")
+        self.next: Life | None = None
         self.staging = world.staging(self.process)
-        self.ledger = self.call(lambda: Ledger.open(self.staging, world.info, epoch, options))
+        self._busy_with: Work | None = None
+        self.ledger = self._do(lambda: Ledger.open(self.staging, world.info, epoch, options))
 
-    def call(self, what: Callable[[], T]) -> T:
-        """Call the ledger as another process does. A journal that fails ends it."""
-        if not self.process.alive or self.process.asleep:
-            raise LedgerGone
+    def call(self, caller: Process, what: Callable[[Ledger], T]) -> T:
+        """Call the ledger as another process does. A caller that ends meanwhile does not end the call.
+
+        Where this life is known to have ended, the call goes to the one that Ray has started instead.
+        """
+        if not self.process.alive and self.next is not None:
+            return self.next.call(caller, what)
+        script = self.world.script
+        if script.working is not None:
+            script.working.wait_for(lambda: self._busy_with if self.process.alive else None)
+        if not self.process.alive:
+            raise LedgerGone("it ended")
+        fault, self.world.call_fault = self.world.call_fault, None
+        try:
+            answer = self._do(lambda: what(self.ledger))
+        except LedgerGone:
+            if self.next is None or not caller.alive:
+                raise
+            script.fired("call made again")  # Ray does so
+            return self.next.call(caller, what)
+        if fault is not None:
+            script.fired(fault)
+        if fault == "call made twice":  # because the first answer was lost
+            answer = self._do(lambda: what(self.ledger))
+        if not caller.alive:
+            raise Stopped(caller.name)
+        if fault == "call lost its answer":
+            raise LedgerGone("no answer")
+        return answer
+
+    def _do(self, what: Callable[[], T]) -> T:
+        """A journal that fails ends the process."""
+        self._busy_with = self.world.script.working
         try:
             return what()
         except OSError as error:
             self.process.kill()
-            raise LedgerGone from error
+            raise LedgerGone("its journal failed") from error
         except Stopped:
-            raise LedgerGone from None
+            raise LedgerGone("it ended during the call") from None
+        finally:
+            self._busy_with = None
 
 
 class Driver:
-    """Owns a run for one epoch."""
+    """Runs the script: owns the run for one epoch. Its order of calls is that of `ray_sink.sink.Sink`."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.process = world.process("driver")
-        fs = world.disk.view(self.process)
-        self.store = SimulatedStore(world.bucket, self.process, fs)
-        self.staging = world.staging(self.process)
-        places: list[Place] = [FolderPlace(fs, world.disk.root)]
-        if world.info.dest is not None:
-            places.insert(0, StorePlace(self.store))
-        owner = Owner("run", "host", 1, self.process.name)
-        self.claim: Claim = claim(places, owner, takeover_s=TAKEOVER_S, clock=world.clock.read, sleep=world.clock.sleep)
+        self.fs = world.disk.view(self.process)
+        self.store = SimulatedStore(world.bucket, self.process, self.fs)
+        self.claim: Claim | None = None
         self.life: Life | None = None
         self.options = LedgerOptions()
+        self.closing = False
+
+    def start(self) -> None:
+        places: list[Place] = [FolderPlace(self.fs, self.world.disk.root)]
+        if self.world.info.dest is not None:
+            places.insert(0, StorePlace(self.store))
+        owner = Owner("run", "host", 1, self.process.name)
+        self.claim = claim(places, owner, takeover_s=TAKEOVER_S, clock=self.world.clock.read, sleep=self._sleep)
         found = read_seal(self.store, "run")
+        rows = None
         if found is not None:
             rows = [row for file in found.manifest for row in from_parquet(self.store.get_bytes(file.path))]
-            self.options = LedgerOptions(sealed=rows)
-        self.life = Life(world, self.claim.epoch, self.options)
+        there = {o.path: o.bytes for o in self.store.list() if not o.path.startswith(f"{RESERVED}/")}
+        self.options = LedgerOptions(sealed=rows, uploaders=UPLOADERS, foreign=there)
+        self.restart_ledger()
+
+    def _sleep(self, seconds: float) -> None:
+        self.world.script.step(self.process, "sleeps")
+        self.world.clock.sleep(seconds)
 
     def restart_ledger(self) -> None:
         """A new life of the ledger in this epoch; the old one may go on for a while."""
-        if not self.process.alive:
-            raise Stopped(self.process.name)
-        self.life = None
-        self.life = Life(self.world, self.claim.epoch, self.options)
+        assert self.claim is not None
+        life = Life(self.world, self.claim.epoch, self.options)
+        if self.life is not None:
+            self.life.next = life
+        self.life = life
+        self.world.lives.append(life)
 
-    def seal(self) -> bool:
-        """Close the run, if it can be closed; whether it is sealed now."""
-        if self.life is None or not self.process.alive or self.process.asleep:
+    def beat(self) -> None:
+        """What its heart does from time to time."""
+        if self.claim is None or self.life is None:
+            return
+        life = self.life
+        try:
+            self.claim.beat()
+        except RunFencedError as error:
+            reason = str(error)
+            self.world.script.fired("fenced by its heart")
+            life.call(self.process, lambda ledger: ledger.fence(reason))
+
+    def close(self) -> None:
+        """Seal the run, if that can be done."""
+        if self.closing or self.life is None or self.claim is None:
+            return
+        self.closing = True
+        try:
+            life = self.life
+            if self.options.sealed is None and not self._seal(life, self.claim):
+                return
+            life.call(self.process, lambda ledger: life.staging.sweep(ledger.term, finished=True))
+            self.claim.release()
+        finally:
+            self.closing = False
+
+    def _seal(self, life: Life, owned: Claim) -> bool:
+        life.call(self.process, Ledger.closing)
+        life.call(self.process, Ledger.publish_rest)
+        unfinished = life.call(self.process, Ledger.has_unfinished_uploads)
+        status = life.call(self.process, Ledger.status)
+        if status.failures or status.unfinished or unfinished:
             return False
-        life, ledger = self.life, self.life.ledger
-        if self.options.sealed is None and not self._seal(life):
-            return False
-        life.call(lambda: life.staging.sweep(ledger.term, finished=True))
-        self.claim.release()
-        return True
-
-    def _seal(self, life: Life) -> bool:
-        ledger = life.ledger
-        life.call(ledger.publish_rest)
-        status = ledger.status()
-        if status.failures or status.unfinished or ledger.has_unfinished_uploads():
-            return False
-        life.call(ledger.begin_sealing)
-        receipts = life.call(lambda: list(ledger.receipts()))
-        self.claim.check_all()
-        seal(self.store, self.world.info, self.claim.epoch, receipts, status)
-        return True
-
-
-class Work:
-    """Something that is done in steps; `run` goes on from wherever it was stopped."""
-
-    world: World
-    process: Process
-    _steps: Iterator[None]
-    _running = False
-
-    def run(self, steps: int = 1000) -> bool:
-        """Do up to so many steps; whether there is more to do."""
-        for _ in range(steps):
-            if self._running:
-                return True
-            self._running = True
-            try:
-                next(self._steps)
-            except StopIteration:
-                return False
-            except (SinkError, LedgerGone, Stopped, OSError) as error:
-                # the producer hears an error, or nothing, and tries again
-                self.world.script.note(f"{self.process.name} gave up: {type(error).__name__} {error}")
-                return False
-            finally:
-                self._running = False
+        owned.check_all()
+        life.call(self.process, Ledger.begin_sealing)
+        receipts = life.call(self.process, lambda ledger: list(ledger.receipts()))
+        seal(self.store, self.world.info, owned.epoch, receipts, status)
         return True
 
 
-class Writing(Work):
-    """One batch on its way through a writer."""
+class AtOnce(Patience):
+    """Without the threads in which a real file operation can be given up."""
+
+    def within(self, doing: str, call: Callable[[Tick], T]) -> T:
+        return call(lambda: None)
+
+
+class Writing:
+    """One batch on its way through a writer, whose order of calls is that of `ray_sink.publishing`."""
 
     def __init__(self, world: World, life: Life, attempts: Sequence[Attempt]) -> None:
         self.world = world
@@ -141,86 +185,84 @@ class Writing(Work):
         self.attempts = attempts
         self.process = world.process("writer")
         self.staging = world.staging(self.process)
-        self._steps = self._go()
 
-    def _go(self) -> Iterator[None]:
-        proposals = []
+    def write(self) -> None:
+        outputs = []
         for attempt in self.attempts:
             temps: list[TempFile] = []
             for number, (path, data) in enumerate(attempt.contents.items()):
                 temps.append(self.staging.stage(self.term, f"{attempt.name}.{number}", path, [data]))
-                yield
-            proposals.append(Proposal(attempt.key, attempt.name, tuple(temps)))
-        self.staging.sync_temps(self.term)
-        yield
-        ledger = self.life.ledger
-        decisions = self.life.call(lambda: ledger.decide(proposals))
-        yield
-        winners = {d.key: d.winner for d in decisions if d.winner is not None and d.receipt is None}
-        vanished = self.staging.publish(list(winners.values()))
-        yield
-        done = [winner for key, winner in winners.items() if key not in vanished]
-        self.life.call(lambda: ledger.published([(winner.key, winner.attempt) for winner in done]))
-        for winner in done:
-            self.world.acknowledge(receipt_of(winner, State.STAGED, str(self.world.disk.root)), self)
-        yield
-        for key in vanished:
-            found = self.life.call(lambda key=key: ledger.receipt(key))  # type: ignore[misc]
-            if found is not None:
-                self.world.acknowledge(found, self)
-        for decision in decisions:
-            if decision.receipt is not None:
-                self.world.acknowledge(decision.receipt, self)
-            elif isinstance(decision.error, PathConflict | RunSealedError):
-                self.world.record.refused[decision.key] = decision.error
-        yield
-        self.staging.drop(
-            p for p, d in zip(proposals, decisions, strict=True) if d.winner is None or d.winner.attempt != p.attempt
+            outputs.append(Prepared(attempt.key, attempt.name, None, tuple(temps)))
+        publishing = DecidedPublishing(
+            self.staging,
+            self.term,
+            decide=self._decide,
+            published=self._published,
+            locate=self._locate,
+            patience=AtOnce(600.0),
         )
+        for output, result in zip(outputs, publishing.publish(outputs), strict=True):
+            if isinstance(result, Receipt):
+                self.world.acknowledge(result, self.process)
+            elif isinstance(result, PathConflict | RunSealedError):
+                self.world.record.refused[output.key] = result
+            else:
+                # the producer hears it, and tries again
+                self.world.script.note(f"{self.process.name}: {output.key}: {type(result).__name__} {result}")
+
+    def _decide(self, proposals: Sequence[Proposal]) -> list[Decision]:
+        return self.life.call(self.process, lambda ledger: ledger.decide(proposals))
+
+    def _published(self, attempts: Sequence[tuple[str, str]]) -> None:
+        self.life.call(self.process, lambda ledger: ledger.published(attempts))
+
+    def _locate(self, keys: Sequence[str]) -> list[Receipt | SinkError]:
+        found = self.life.call(self.process, lambda ledger: [ledger.receipt(key) for key in keys])
+        return [receipt or StagingError(f"{key!r} is gone") for key, receipt in zip(keys, found, strict=True)]
 
 
-class Uploading(Work):
-    """An uploader's way through some tasks."""
+class Uploading:
+    """One life of an uploader: it takes the place of the one before it, which may go on for a while."""
 
-    def __init__(self, world: World, life: Life, *, instead_of_the_last: bool, tasks: int = 3) -> None:
+    def __init__(self, world: World, life: Life, index: int, *, tasks: int = 3) -> None:
         self.world = world
         self.life = life
-        self.process = world.process("uploader")
+        self.index = index
+        self.process = world.process(f"uploader{index}_")
         self.staging = world.staging(self.process)
-        self._instead = instead_of_the_last
         self._tasks = tasks
-        self.keys: frozenset[str] = frozenset()
-        fs = world.disk.view(self.process)
-        retry = Retry(RetryPolicy(attempts=6), clock=world.clock.read, sleep=world.clock.sleep, uniform=lambda a, b: b)
+        retry = Retry(
+            RetryPolicy(attempts=6, first_s=30),  # waits long enough for a name that is seen late
+            clock=world.clock.read,
+            sleep=self._sleep,
+            uniform=lambda a, b: b,
+        )
         self._uploader = Uploader(
-            SimulatedStore(world.bucket, self.process, fs),
+            SimulatedStore(world.bucket, self.process, world.disk.view(self.process)),
             world.disk.root,
             "run",
             UploadOptions(),
             retry=retry,
             clock=world.clock.read,
         )
-        self._steps = self._go()
 
-    def _go(self) -> Iterator[None]:
-        ledger: Ledger = self.life.ledger
-        holding = frozenset[str]()
-        if not self._instead:  # another goes on beside this one
-            holding = frozenset(key for other in self.world.uploadings for key in other.keys)
-        tasks = self.life.call(
-            lambda: ledger.take_uploads(0, holding=holding, max_outputs=self._tasks, max_bytes=2**20)
-        )
-        self.keys = frozenset(task.key for task in tasks)
-        yield
-        outcomes: list[UploadOutcome] = []
-        for task in tasks:
-            outcomes.append(self._uploader.upload(task))
-            yield
-        free: list[FileRecord] = self.life.call(lambda: ledger.uploaded(outcomes))
-        yield
-        for outcome in outcomes:
-            receipt: Receipt | None = self.life.call(lambda key=outcome.key: ledger.receipt(key))  # type: ignore[misc]
-            if receipt is not None and receipt.state is State.UPLOADED:
-                self.world.acknowledge(receipt, self)
-        yield
+    def _sleep(self, seconds: float) -> None:
+        self.world.script.step(self.process, "sleeps")
+        self.world.clock.sleep(seconds)
+
+    def upload(self) -> None:
+        """As `ray_sink.runtime.uploading` does, until nothing is left."""
+        self.staging.free(self.life.call(self.process, lambda ledger: ledger.unfreed(self.index)))
+        while tasks := self.life.call(
+            self.process, lambda ledger: ledger.take_uploads(self.index, max_outputs=self._tasks, max_bytes=2**20)
+        ):
+            outcomes = [self._uploader.upload(task) for task in tasks]
+            self._report(outcomes)
+
+    def _report(self, outcomes: Sequence[UploadOutcome]) -> None:
+        free = self.life.call(self.process, lambda ledger: ledger.uploaded(outcomes))
         self.staging.free(free)
+        keys = [outcome.key for outcome in outcomes if outcome.error is None]
+        for receipt in self.life.call(self.process, lambda ledger: [ledger.receipt(key) for key in keys]):
+            if receipt is not None and receipt.state is State.UPLOADED:
+                self.world.acknowledge(receipt, self.process)

@@ -48,6 +48,14 @@ class NameChange:
         return any(place is not None and place[0] is folder for place in (self.gone_from, self.now_at))
 
 
+@dataclass
+class Fault:
+    """An error of the disk: before an operation has its effect or after it, for so many times."""
+
+    after: bool
+    times: int
+
+
 class Disk:
     """What all processes share. They work through `view`."""
 
@@ -57,7 +65,7 @@ class Disk:
         self.top = Folder()
         self.pending: list[NameChange] = []
         self.lost: set[NameChange] = set()
-        self.faults: dict[str, tuple[str, int]] = {}
+        self.faults: dict[str, Fault] = {}
         self.on_final: Callable[[str, bytes], None] = lambda path, data: None
 
     def view(self, process: Process) -> View:
@@ -141,8 +149,8 @@ class Disk:
         self.lost.update(change for change in self.pending if change.by is by and change.touches(folder))
 
     def _is_lost(self, change: NameChange) -> bool:
-        # who dies, or sleeps, with the error in hand takes the news along: that is not defended against
-        return change in self.lost and change.by.alive and not change.by.asleep
+        # who dies with the error in hand takes the news along: that is not defended against
+        return change in self.lost and change.by.alive
 
     @staticmethod
     def _apply(change: NameChange) -> None:
@@ -210,15 +218,16 @@ class View:
 
     def _step(self, kind: str, path: Path) -> None:
         self.disk.script.step(self.process, kind, path)
-        if self.disk.faults:
-            self._fault(kind, "before", path)
+        self._fault(kind, path, after=False)
 
-    def _fault(self, kind: str, when: str, path: Path) -> None:
-        if kind in self.disk.faults and self.disk.faults[kind][0] == when:
-            number = self.disk.faults.pop(kind)[1]
-            self.disk.script.fired += 1
-            self.disk.script.note(f"{kind} fails {when} its effect")
-            raise OSError(number, os.strerror(number), str(path))
+    def _fault(self, kind: str, path: Path, *, after: bool) -> None:
+        fault = self.disk.faults.get(kind)
+        if fault is not None and fault.after == after and not self.process.observer:
+            fault.times -= 1
+            if not fault.times:
+                del self.disk.faults[kind]
+            self.disk.script.fired(f"{kind} fails", str(path))
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
     def create(self, path: Path) -> NewFile:
         self._step("create", path)
@@ -235,7 +244,7 @@ class View:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         self.disk.put(path, File(bytearray(data), data), self.process)
         self.disk.settle(folder)
-        self._fault("create_with", "after", path)
+        self._fault("create_with", path, after=True)
 
     def replace_with(self, path: Path, data: bytes) -> None:
         self._step("replace_with", path)
@@ -263,7 +272,7 @@ class View:
         if isinstance(there, Folder) and (isinstance(node, File) or there.visible):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(target))
         self.disk.put(target, node, self.process, came_from=source)
-        self._fault("rename", "after", source)
+        self._fault("rename", source, after=True)
 
     def remove(self, path: Path) -> None:
         self._step("remove", path)
