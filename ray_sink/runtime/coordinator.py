@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from ray_sink.book import DatasetState
+from ray_sink.config import MiB
 from ray_sink.errors import OutputsFailed, RunFencedError, SinkClosedError, SinkError, StagingError
 from ray_sink.keys import hash_keys
 from ray_sink.ledger import Ledger, LedgerOptions
@@ -44,6 +45,8 @@ _T = TypeVar("_T")
 _POLL_S = 10.0
 _LEASE_S = 30.0
 """A producer silent for so long is gone, and its objects with it: Ray frees what a dead owner had put."""
+_LEASE_BYTES = 16 * MiB
+"""What a producer of small outputs gets, so that it seldom has to ask."""
 
 
 class Coordinator:
@@ -181,7 +184,7 @@ class Coordinator:
         def try_it() -> bool:
             nonlocal granted
             self._expire(node)
-            granted = budget.lease(name, need_bytes, want_bytes=4 * need_bytes)
+            granted = budget.lease(name, need_bytes, want_bytes=max(4 * need_bytes, _LEASE_BYTES))
             return granted > 0
 
         if not try_it():

@@ -13,6 +13,7 @@ from ray_sink.errors import StagingError
 from ray_sink.ledger import LedgerOptions
 from ray_sink.records import RunInfo
 from ray_sink.runtime.coordinator import Coordinator
+from ray_sink.runtime.lease import Lease
 from ray_sink.runtime.messages import RunSpec
 
 
@@ -63,3 +64,17 @@ def test_temps_that_cannot_be_swept_are_said_and_end_nothing(
     monkeypatch.setattr(coordinator._staging, "sweep", refuse)
     with pytest.raises(StagingError, match="not yours"):
         asyncio.run(coordinator.stop(True))
+
+
+def test_a_producer_of_small_outputs_asks_once_for_many(coordinator: Coordinator) -> None:
+    asked = 0
+
+    def acquire(held: int, granted: int, need: int) -> int:
+        nonlocal asked
+        asked += 1
+        return asyncio.run(coordinator.acquire("producer", "node", held, granted, need))
+
+    lease = Lease(4096, acquire)
+    for _ in range(1000):
+        lease.take(1, 4096)
+    assert asked == 1
