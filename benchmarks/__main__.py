@@ -18,6 +18,7 @@ from benchmarks.measuring import Figure, as_json, machine, table
 QUESTIONS: Final = {
     "B1": "writer",
     "B2": "handover",
+    "B3": "stall",
 }
 
 
