@@ -100,7 +100,8 @@ def s3_source(spec: str | None, session: Any) -> S3Source:
             frozen = now.get_frozen_credentials()
         except BotoCoreError as error:
             raise StoreUnavailableError(f"the AWS credentials cannot be renewed: {type(error).__name__}") from None
-        expires_at = datetime.now(UTC) + _LIFE if renews else None
+        # a wrong clock asks too early or too late: whoever is refused asks anew
+        expires_at = datetime.now(UTC) + _LIFE if renews else None  # noqa: TID251 - the engines compare it with theirs
         return S3Credentials(frozen.access_key, frozen.secret_key, frozen.token, expires_at)
 
     return from_chain

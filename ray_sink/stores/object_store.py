@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
 from ray_sink.checksum import checksum_of
-from ray_sink.errors import ObjectExistsError, StoreError, StoreUnavailableError
+from ray_sink.errors import DestinationError, ObjectExistsError, ObjectMissingError, StoreError, StoreUnavailableError
 from ray_sink.keys import RESERVED
 from ray_sink.probes import PROBE
 from ray_sink.records import FileRecord, MultipartUpload, Verification
@@ -161,7 +162,13 @@ class ObjectStore:
 
     def head(self, path: str) -> ObjectInfo | None:
         """See `Store.head`."""
-        return self._objects.head(path)
+        try:
+            return self._objects.head(path)
+        except DestinationError:
+            # the answer to a HEAD has no body that could say why: a GET's has
+            with suppress(ObjectMissingError):
+                next(iter(self._objects.get(path)), None)
+            return self._objects.head(path)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Store.list`."""
@@ -191,12 +198,12 @@ class ObjectStore:
 
     def _create_only(self, path: str, *, replace: bool, honoured: bool) -> bool:
         """Whether to ask the server to refuse an existing name; where that means nothing to it, look first."""
-        if not replace and not honoured and self._objects.head(path) is not None:
+        if not replace and not honoured and self.head(path) is not None:
             raise ObjectExistsError(f"put {self.url}/{path}: there is an object under that name", path=path)
         return not replace and honoured
 
     def _check_size(self, file: FileRecord) -> None:
-        found = self._objects.head(file.path)
+        found = self.head(file.path)
         if found is None or found.bytes != file.bytes:
             seen = "nothing" if found is None else f"{found.bytes} bytes"
             raise StoreUnavailableError(

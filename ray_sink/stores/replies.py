@@ -79,7 +79,6 @@ _NO_ACCESS = frozenset(
         "SignatureDoesNotMatch",
         "InvalidToken",
         "Forbidden",
-        "RequestTimeTooSkewed",
         "AuthorizationHeaderMalformed",
         "InvalidSecurity",
         "NotSignedUp",
@@ -115,6 +114,8 @@ def error_for(reply: Reply, doing: str, url: str, path: str | None) -> StoreErro
         return ObjectMissingError(text, path=path)
     if may_be_expired(reply, doing):
         return StoreUnavailableError(f"{text}. The credentials have, or may have, expired: asking for new", path=path)
+    if code == "RequestTimeTooSkewed":
+        return StoreUnavailableError(f"{text}. This machine's clock, or the server's, is wrong", path=path)
     if code in _TRY_LATER or reply.timed_out or status is None or status in (408, 425, 429):
         slow = reply.timed_out or status in (429, 503) or code in _SLOW_DOWN
         return StoreUnavailableError(text, path=path, slow_down=slow)
@@ -133,8 +134,8 @@ def error_for(reply: Reply, doing: str, url: str, path: str | None) -> StoreErro
     if status in (401, 403) or code in _NO_ACCESS:
         return DestinationError(
             f"{text}. The uploader's credentials may not do this: check which ones it finds (environment, profile,"
-            " workload identity or UploadOptions.credentials), their rights to put, get, list, delete and abort"
-            " uploads here, and the machine's clock",
+            " workload identity or UploadOptions.credentials), and their rights to put, get, list, delete and abort"
+            " uploads here",
             path=path,
         )
     if status >= 500 and status != 501:

@@ -6,7 +6,7 @@ producer would know, a JSON object a line, each at once:
 
 =================  ==============================================================================================
 ``began``          the term of its ledger; ``committed``: keys that an earlier run left decided
-``accepted``       a key whose output was handed over
+``accepted``       a key whose output was handed over; with ``at_s``: what the clock says
 ``acknowledged``   a key that has its receipt; with ``attempt``, ``state`` and ``files``: checksum by path
 ``failed``         a key that has none; with ``error``: type and message
 ``uploaded``       a key whose upload is journaled
@@ -244,7 +244,7 @@ class Job:
     def _write_batch(self, writer: Writer[TempFile, Receipt], batch: Sequence[tuple[str, int]]) -> None:
         outputs = []
         for key, number in batch:
-            say(accepted=key)
+            say(accepted=key, at_s=time.time())
             attempt = f"{number:04d}-{self.arguments.nonce or os.urandom(8).hex()}"
             outputs.append(Output(key, self.plan.value(number), attempt, source=f"outputs/{number}"))
         for output, result in zip(outputs, writer.write_batch(outputs), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from botocore.auth import S3SigV4Auth
@@ -55,16 +56,16 @@ class Issuer:
 
     def guard(self, proxy: Proxy) -> Fault:
         """Refuse whoever comes with another set, as S3 does."""
-        proxy.sign = self._sign
+        proxy.sign = partial(signed_anew, self._server)
         return proxy.on("", answer(400, "ExpiredToken"), when=self._has_ended, times=None)
 
     def _has_ended(self, request: Request) -> bool:
         return request.headers.get("x-amz-security-token") != f"token-canary-{self.number}"
 
-    def _sign(self, request: Request, target: str, body: bytes) -> Mapping[str, str]:
-        headers = {name: value for name, value in request.headers.items() if name not in _OF_A_SIGNATURE}
-        signed = AWSRequest(request.method, self._server.endpoint + target, headers, body)
-        S3SigV4Auth(Credentials(self._server.access_key, self._server.secret_key), "s3", self._server.region).add_auth(
-            signed
-        )
-        return dict(signed.headers.items())
+
+def signed_anew(server: S3Server, request: Request, target: str, body: bytes) -> Mapping[str, str]:
+    """A `Signer`: the headers of a request as the server's own keys sign it, now."""
+    headers = {name: value for name, value in request.headers.items() if name not in _OF_A_SIGNATURE}
+    signed = AWSRequest(request.method, server.endpoint + target, headers, body)
+    S3SigV4Auth(Credentials(server.access_key, server.secret_key), "s3", server.region).add_auth(signed)
+    return dict(signed.headers.items())

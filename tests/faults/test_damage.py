@@ -1,4 +1,4 @@
-"""What lies on a disk between two runs is changed: journals, staged files, clocks, names."""
+"""What lies on a disk between two runs is changed: journals, staged files, their times, names."""
 
 from __future__ import annotations
 

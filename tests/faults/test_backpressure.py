@@ -1,0 +1,111 @@
+"""Row 36 over a whole run: the store is away, staging fills up, producers wait; then all of it drains."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from ray_sink import Limits, SaveFormat, Sink, Ticket, UploadOptions
+from tests import credentials
+from tests.faults.s3_jobs import Objects
+from tests.faults.s3_proxy import Proxy
+from tests.servers import S3Bucket
+from tests.waiting import until
+
+MiB = 2**20
+OUTPUTS = 20
+VALUES = 25_600  # 200 KiB of doubles: five outputs have room in 1 MiB
+AT_ONCE = 3
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+class Scale:
+    """Weighs what is staged, over and over, by looking at the folder.
+
+    Attributes:
+        most_bytes: the most that there ever was.
+    """
+
+    def __init__(self, staging: Path) -> None:
+        self.most_bytes = self.now_bytes = 0
+        self._staging = staging
+
+    @contextmanager
+    def weighing(self) -> Iterator[None]:
+        over = threading.Event()
+
+        def weigh() -> None:
+            while not over.wait(0.02):
+                self.now_bytes = sum(_size(file) for file in self._staging.rglob("*.npy"))
+                self.now_bytes += sum(_size(file) for file in self._staging.glob("_ray_sink/*/tmp/*/*"))
+                self.most_bytes = max(self.most_bytes, self.now_bytes)
+
+        thread = threading.Thread(target=weigh, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0  # published, or freed
+
+
+def value(number: int) -> torch.Tensor:
+    return torch.full((VALUES,), float(number), dtype=torch.float64)
+
+
+@pytest.mark.row(36)
+@pytest.mark.parametrize("kind", ["refusing", "silent"])
+def test_while_the_store_is_away_staging_fills_producers_wait_and_then_all_drains(
+    ray_cluster: None, s3_bucket: S3Bucket, tmp_path: Path, kind: str
+) -> None:
+    credentials.offer(s3_bucket.server)
+    scale = Scale(tmp_path)
+    tickets: list[Ticket] = []
+    with Proxy(s3_bucket.server) as proxy, scale.weighing():
+        options = {"endpoint_url": proxy.endpoint, "region": s3_bucket.server.region}
+        sink = Sink(
+            f"{s3_bucket.url}/runs",
+            staging=tmp_path,
+            save_format=SaveFormat.NUMPY_NPY,
+            upload=UploadOptions(credentials=credentials.FUNCTION, storage_options=options),
+            limits=Limits(staging_bytes=MiB, inflight_outputs=AT_ONCE, takeover_s=60),
+        )
+        with sink, sink.handle() as handle:
+            handle.write("first", value(-1)).result(60)
+            until(lambda: sink.status().uploaded == 1, deadline_s=60)
+            proxy.partition(kind)  # type: ignore[arg-type]
+
+            def produce() -> None:
+                for number in range(OUTPUTS):
+                    tickets.append(handle.write(f"out/{number:02d}", value(number)))  # noqa: PERF401 - seen one by one
+
+            producer = threading.Thread(target=produce, daemon=True)
+            producer.start()
+            until(lambda: sink.status().staged == 5 and len(tickets) == 5 + AT_ONCE, deadline_s=60)
+            producer.join(3)
+            assert producer.is_alive(), "its next write does not return"
+            assert len(tickets) == 5 + AT_ONCE
+            assert [ticket.done() for ticket in tickets] == [True] * 5 + [False] * AT_ONCE
+            assert scale.now_bytes > 0.9 * MiB
+            assert proxy.partitioned > 0 or kind == "refusing"
+            proxy.heal()
+            producer.join(200)
+            assert not producer.is_alive()
+        assert scale.most_bytes <= MiB
+    assert len(sink.manifest) == OUTPUTS + 1
+    bucket = Objects(s3_bucket)
+    assert len([name for name in bucket.names() if name.endswith(".npy")]) == OUTPUTS + 1
+    assert list(tmp_path.rglob("*.npy")) == [], "all was freed"
