@@ -17,6 +17,8 @@ from benchmarks.measuring import Figure, as_json, machine, table
 
 QUESTIONS: Final = {
     "B1": "writer",
+    "B4": "upload",
+    "B6": "end_to_end",
 }
 
 
