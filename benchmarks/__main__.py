@@ -19,6 +19,8 @@ QUESTIONS: Final = {
     "B1": "writer",
     "B2": "handover",
     "B3": "stall",
+    "B4": "upload",
+    "B6": "end_to_end",
 }
 
 

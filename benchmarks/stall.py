@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -90,7 +90,7 @@ def _staging_rate(root: Path) -> float:
 
 
 def _compared(root: Path, step_s: float, load: float, floats: int, bar: float) -> Iterator[Figure]:
-    ways = {
+    ways: dict[str, Callable[[], float]] = {
         "nothing": lambda: _idle(_plain(step_s, floats)),
         "fresh": lambda: _idle(_sunk(root, step_s, floats, reused=False)),
         "reused": lambda: _idle(_sunk(root, step_s, floats, reused=True)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from ray_sink.errors import JournalCorruptError, RunError
 from ray_sink.journal import MAGIC, Journal, read_journal
-from tests.model.disk import Disk, View
+from tests.model.disk import Disk, Fault, View
 from tests.model.script import Process, Script
 
 PATH = Path("/disk/_ray_sink/journal")
@@ -135,7 +134,7 @@ def test_another_file_is_no_journal() -> None:
 @pytest.mark.parametrize("kind", ["write", "sync"])
 def test_after_an_error_it_takes_no_more(fs: View, kind: str) -> None:
     journal = Journal(fs, PATH)
-    fs.disk.faults[kind] = ("before", errno.EIO)
+    fs.disk.faults[kind] = Fault(after=False, times=1)
     with pytest.raises(OSError, match="error"):
         journal.append(PAYLOADS[0])
     with pytest.raises(RunError, match="restart"):

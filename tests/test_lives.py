@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import replace
 
 import pytest
@@ -11,6 +10,7 @@ from ray_sink.errors import RunError, RunFencedError, RunMismatchError
 from ray_sink.ledger import Ledger
 from ray_sink.records import Proposal
 from tests.ledgers import INFO, Bench
+from tests.model.disk import Fault
 from tests.model.script import Process
 
 
@@ -33,7 +33,6 @@ def test_a_ledger_that_slept_while_it_started_hurts_nobody(bench: Bench) -> None
         newer: list[Ledger] = []
 
         def take_over(process: Process, fresh: Bench = fresh, newer: list[Ledger] = newer) -> None:
-            process.asleep = False
             newer.append(fresh.open(epoch=3))
             newer[0].decide([fresh.stage(newer[0], "after")])
 
@@ -52,7 +51,7 @@ def test_a_record_that_was_read_before_its_fsync_survives_the_power_cut_after(be
     process = Process("old")
     proposal = bench.stage(old, "a")
     # the old life ends between the write and the fsync of its record
-    bench.disk.faults["sync"] = ("before", errno.EIO)
+    bench.disk.faults["sync"] = Fault(after=False, times=1)
     with pytest.raises(OSError, match="error"):
         old.decide([proposal])
     assert process.alive
@@ -126,13 +125,12 @@ def test_what_the_old_life_still_publishes_while_the_new_one_starts_is_known_to_
         def go_on(
             process: Process, bench: Bench = bench, old: Ledger = old, late: Proposal = late, out: list[str] = vanished
         ) -> None:
-            process.asleep = False
             old.decide([late])
             out += bench.staging.publish([late])
 
         bench.disk.script.plan[bench.disk.script.ops + number] = go_on
         new = bench.open(epoch=2)
-        if not bench.disk.script.fired:
+        if not bench.disk.script.happened:
             break
         if not vanished:
             acknowledged.add(number)

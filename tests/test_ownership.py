@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import pytest
 from ray_sink.errors import RunFencedError, RunOwnedError, SinkError, StoreUnavailableError
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.ownership import Claim, FolderPlace, Owner, Place, StorePlace, claim
-from tests.model.disk import Disk
+from tests.model.disk import Disk, Fault
 from tests.model.script import Clock, Process, Script
-from tests.model.store import Bucket, SimulatedStore
+from tests.model.store import PUT_FAULTS, Bucket, SimulatedStore
 
 TAKEOVER_S = 60.0
 
@@ -141,7 +140,6 @@ def test_a_claim_that_fails_half_way_leaves_the_first_root_free(roots: Roots) ->
     later = roots.places(dest=False)[0]
 
     def somebody_is_faster(process: Process) -> None:
-        process.asleep = False
         later.create("epoch-000001", b'{"run_id": "x", "host": "h", "pid": 1, "nonce": "n"}')
 
     create = next(n for n in range(1, 40) if _is_second_create(n))
@@ -162,7 +160,6 @@ def _is_second_create(number: int) -> bool:
 
 def claim_meanwhile(roots: Roots, places: list[Place]) -> Callable[[Process], None]:
     def meanwhile(process: Process) -> None:
-        process.asleep = False
         try:
             roots.claim("two", places)
         except RunOwnedError:
@@ -196,7 +193,7 @@ def test_two_at_once_never_both_own_a_root(one: str, other: str, numbers_differ:
             roots.claim("one", mine)
         except (RunOwnedError, RunFencedError):
             pass
-        if not roots.script.fired:
+        if not roots.script.happened:
             break
         assert len(roots.owners()) == 1, number
         if roots.clock.read() < TAKEOVER_S:  # nobody was asleep for long enough to be followed
@@ -215,9 +212,9 @@ def test_who_dies_while_claiming_is_followed(roots: Roots) -> None:
         try:
             roots.claim("one", places)
         except BaseException as error:
-            if not roots.script.fired:
+            if not roots.script.happened:
                 raise error
-        if not roots.script.fired:
+        if not roots.script.happened:
             break
         roots.claims.clear()
         roots.claim("two")
@@ -239,7 +236,7 @@ def test_a_lost_reply_to_our_own_claim_in_a_folder_is_told_from_another(roots: R
 
 
 def test_a_store_that_does_not_answer_is_asked_again_by_the_next_claim(roots: Roots) -> None:
-    for fault in ("lost", "failed"):
+    for fault in PUT_FAULTS[:2]:
         roots.bucket.fault = fault
         with pytest.raises(StoreUnavailableError):
             roots.claim("one")
@@ -249,7 +246,7 @@ def test_a_store_that_does_not_answer_is_asked_again_by_the_next_claim(roots: Ro
 
 def test_a_folder_that_fails_is_an_error_and_no_claim(roots: Roots) -> None:
     places = roots.places()
-    roots.disk.faults["create_with"] = ("before", errno.ENOSPC)
+    roots.disk.faults["create_with"] = Fault(after=False, times=1)
     with pytest.raises((OSError, SinkError)):
         roots.claim("one", places)
     assert roots.claim("two").epoch == 2

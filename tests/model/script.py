@@ -172,9 +172,12 @@ class Clock:
     """Time that passes only when somebody waits."""
 
     now_s: float = 0.0
+    while_waiting: Callable[[], None] | None = None
 
     def read(self) -> float:
         return self.now_s
 
     def sleep(self, seconds: float) -> None:
         self.now_s += 12 * seconds  # whoever sleeps may oversleep; and there is less to read
+        if self.while_waiting is not None:
+            self.while_waiting()
