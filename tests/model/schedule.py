@@ -140,8 +140,8 @@ class Schedule:
         self.world.take_over(until)
 
     def restart_ledger(self, driver: int, kill: bool, until: Until) -> None:
-        if (found := self._driver(driver)) is not None and found.claim is not None:
-            self.world.restart_ledger(found, until, kill=kill)
+        if found := [driver for driver in self.world.drivers if driver.process.alive and driver.life is not None]:
+            self.world.restart_ledger(nth(found, driver), until, kill=kill)
 
     def go_on(self, work: int, until: Until) -> None:
         if found := [work for work in self.world.works if not work.ended]:
