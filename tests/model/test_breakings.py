@@ -56,14 +56,6 @@ write(life=0, batch=[('d/e', ('b', 'c'), 0)], until='rename')
 kill(work=0)
 take_over(until=None)
 """
-RENAMED_AND_NOT_SYNCED = """
-folder
-write(life=0, batch=[('d/e', (), 0)], until='rename')
-go_on(work=0, until='sync_dir')
-kill(work=0)
-take_over(until=None)
-write(life=0, batch=[('d/e', (), 1)], until=None)
-"""
 TWO_ATTEMPTS = """
 folder
 write(life=0, batch=[('a', (), 0)], until=None)
@@ -92,10 +84,10 @@ go_on(work=0, until=None)
 write(life=0, batch=[('a', (), 0)], until=None)
 write(life=1, batch=[('a', (), 1)], until=None)
 """
-RENAME_FAILS_TWICE = """
+RENAME_FAILS = """
 folder
 write(life=0, batch=[('a', (), 0)], until='rename')
-disk_error(kind='rename', after=False, times=2)
+disk_error(kind='rename', after=False, times=6)
 go_on(work=0, until=None)
 """
 TAKEN_OVER_BEFORE_SUCCESS = """
@@ -145,7 +137,7 @@ upload(life=0, index=1, until=None)
 """
 
 BREAKINGS = {
-    "no fsync of the file": Breaking(Staging, "stage", "file.sync()", "pass", WRITE_AND_CUT),
+    "no fsync of the file": Breaking(Staging, "_filled", "file.sync()", "pass", WRITE_AND_CUT),
     "no fsync of the temps' folder": Breaking(
         Staging, "sync_temps", "self.fs.sync_dir(self._tmp / term)", "pass", DECIDED_AND_CUT
     ),
@@ -165,7 +157,6 @@ BREAKINGS = {
     "no roll-forward": Breaking(
         Ledger, "_roll_forward_older", "self._staging.roll_forward(self.term, pending)", "[]", HALF_PUBLISHED
     ),
-    "no fsync of what others renamed": Breaking(Staging, "roll_forward", "self._sync(", "set(", RENAMED_AND_NOT_SYNCED),
     "no fence": Breaking(Staging, "begin_term", "self._take(self._tmp, term)", "pass", HALF_PUBLISHED),
     "a zombie adopts what a newer life published": Breaking(
         Staging, "_adopt", "size is not None and self._is_there(source.parent)", "size is not None",
@@ -179,7 +170,7 @@ BREAKINGS = {
         ledger, "begin_life", "max(fs.list(staging.journal_dir)) > term", "False", TWO_LEDGERS_BEGIN
     ),
     "winners are dropped": Breaking(
-        DecidedPublishing, "publish", "if d.winner is None or d.winner.attempt != p.attempt", "", RENAME_FAILS_TWICE
+        DecidedPublishing, "publish", "if d.winner is None or d.winner.attempt != p.attempt", "", RENAME_FAILS
     ),
     "the last attempt wins": Breaking(Round, "judge", "if winner is not None:", "if False:", TWO_ATTEMPTS),
     "sealing is not journaled": Breaking(
