@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,13 @@ def say(**fact: object) -> None:
     print(json.dumps(fact), flush=True)
 
 
+def dropped(folder: Path) -> dict[str, int]:
+    """How many messages of each kind Ray's processes say that they have dropped, as they were told to."""
+    said = re.compile(rb"Inject RPC (request|response) failure")
+    logs = [file.read_bytes() for file in folder.glob("session_2*/logs/*.log")]
+    return dict(Counter(match.decode() for log in logs for match in said.findall(log)))
+
+
 @contextmanager
 def cluster(nodes: int) -> Iterator[Any]:
     """Ray on this machine: one node, or a head and so many workers, each with two logical CPUs."""
@@ -50,6 +59,7 @@ def cluster(nodes: int) -> Iterator[Any]:
                 yield None
             finally:
                 ray.shutdown()
+                say(dropped=dropped(Path(folder)))
             return
         made = Cluster(
             initialize_head=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,6 +115,25 @@ def at_call(call: Call, what: str, run: Run) -> dict[str, Any]:
     if found is None or _RANDOM.search(found[2]):
         return {"inject": [Injection(call.name, what, str(call.number))]}
     return {"inject": [Injection(call.name, what, str(call.on_path))], "paths": [folder / found[2]]}
+
+
+def fire(call: Call, folder: Path, case: Callable[[Call, Path], bool], *, in_turns: bool) -> None:
+    """Have `case` happen at `call`, in a folder of its own below `folder`; it says whether it came to that.
+
+    Where threads take turns (`in_turns`) one may make fewer calls of a kind than in the run in which `call` was seen:
+    then an earlier one of that kind is taken. One of them must fire.
+    """
+    tried: list[Call] = []
+    for number, less in enumerate((1, 1, 2, 4, 8, 1000) if in_turns else (1,)):
+        chosen = replace(call, number=max(1, call.number // less), on_path=max(1, call.on_path // less))
+        tried.append(chosen)
+        try:
+            if case(chosen, folder / str(number)):
+                return
+        except BaseException as error:
+            error.add_note(f"at {chosen}")
+            raise
+    raise AssertionError(f"nothing fired at any of {tried}")
 
 
 def changes(job: Process, root: Path) -> list[Call]:

@@ -10,7 +10,8 @@ import pytest
 
 from tests.faults.invariants import Checker, Folder, Reader
 from tests.faults.plan import Plan
-from tests.faults.processes import Jobs
+from tests.faults.processes import Call, Jobs
+from tests.faults.runs import fire
 from tests.waiting import until
 
 PLAN = Plan(outputs=6, split=True)
@@ -82,3 +83,18 @@ def test_a_sink_that_writes_in_the_open_is_caught_by_the_reader(tmp_path: Path) 
         finally:
             ended.set()
             writing.join()
+
+
+def test_a_fault_that_never_fires_is_no_success(tmp_path: Path) -> None:
+    call, tried = Call(tid=1, name="fsync", text="", number=9, on_path=3), list[tuple[int, int]]()
+
+    def never(chosen: Call, folder: Path) -> bool:
+        tried.append((chosen.number, chosen.on_path))
+        return False
+
+    with pytest.raises(AssertionError, match="nothing fired"):
+        fire(call, tmp_path, never, in_turns=True)
+    assert tried == [(9, 3), (9, 3), (4, 1), (2, 1), (1, 1), (1, 1)]
+    with pytest.raises(AssertionError, match="nothing fired"):
+        fire(call, tmp_path, never, in_turns=False)
+    assert len(tried) == 7

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.plan import Plan
 from tests.faults.processes import Call, Jobs
-from tests.faults.runs import ALL, CHANGING, Run, changes, some
+from tests.faults.runs import ALL, CHANGING, Run, changes, fire, some
 
 PLAN = Plan(outputs=3, split=True)
 AT_A_TIME = ("--batch", 2, "--nonce", "x")
@@ -30,19 +30,15 @@ def parts_of(jobs: Jobs, folder: Path, *, with_dest: bool) -> tuple[list[Call], 
 
 
 def kill_before_each(jobs: Jobs, folder: Path, calls: list[Call], count: int, *, with_dest: bool) -> None:
-    missed = []
-    chosen = some(calls, count)
-    for number, call in enumerate(chosen):
-        run = Run.at(jobs, folder / str(number), PLAN, *AT_A_TIME, with_dest=with_dest)
-        try:
-            # half of the times the producers send everything again, and get the same receipts
-            if not run.killed_at(call, *(["--again"] if number % 2 else [])):
-                missed.append(call)
-        except BaseException as error:
-            error.add_note(f"killed before {call}")
-            raise
-    # the threads of an uploader come in another order each time, and with them the last calls of a name
-    assert len(missed) <= (1 + len(chosen) // 20 if with_dest else 0), f"the fault did not fire at {missed}"
+    for number, call in enumerate(some(calls, count)):
+        # half of the times the producers send everything again, and get the same receipts
+        again = ["--again"] if number % 2 else []
+
+        def killed(chosen: Call, at: Path, again: list[str] = again) -> bool:
+            run = Run.at(jobs, at, PLAN, *AT_A_TIME, with_dest=with_dest)
+            return run.killed_at(chosen, *again)
+
+        fire(call, folder / str(number), killed, in_turns=with_dest)
 
 
 @pytest.mark.row(1)
