@@ -50,9 +50,9 @@ http {{
   default_type application/xml;
   map $request_method:$args $reply {{
     default '';
-    ~^POST:uploads '<InitiateMultipartUploadResult><Bucket>b</Bucket><Key>k</Key><UploadId>1</UploadId></InitiateMultipartUploadResult>';
-    ~^POST:uploadId= '<CompleteMultipartUploadResult><Location>/</Location><Bucket>b</Bucket><Key>k</Key><ETag>"0"</ETag></CompleteMultipartUploadResult>';
-    ~^GET: '<ListBucketResult><KeyCount>0</KeyCount><IsTruncated>false</IsTruncated></ListBucketResult>';
+    ~^POST:uploads '{begun}';
+    ~^POST:uploadId= '{completed}';
+    ~^GET: '{listed}';
   }}
   server {{
     listen 127.0.0.1:{port};
@@ -67,6 +67,15 @@ http {{
   }}
 }}
 """
+_BEGUN: Final = (
+    "<InitiateMultipartUploadResult><Bucket>b</Bucket><Key>k</Key><UploadId>1</UploadId>"
+    "</InitiateMultipartUploadResult>"
+)
+_COMPLETED: Final = (
+    "<CompleteMultipartUploadResult><Location>/</Location><Bucket>b</Bucket><Key>k</Key><ETag>0</ETag>"
+    "</CompleteMultipartUploadResult>"
+)
+_LISTED: Final = "<ListBucketResult><KeyCount>0</KeyCount><IsTruncated>false</IsTruncated></ListBucketResult>"
 
 
 class EndpointMissingError(RuntimeError):
@@ -145,12 +154,12 @@ def instant() -> Iterator[Instant]:
         raise EndpointMissingError("nginx with its echo module is not installed: apt-get install nginx-light")
     (port,) = free_ports(1)
     folder = Path(tempfile.mkdtemp(prefix="rs-nginx-", dir=MEMORY))
-    (folder / "nginx.conf").write_text(_CONFIGURATION.format(echo=_ECHO, port=port, largest=LARGEST_BODY_BYTES))
-    server = ServerProcess(
-        ["/usr/bin/env", *(f"{name}={value}" for name, value in _WARM.items())]
-        + [program, "-p", str(folder), "-c", "nginx.conf"],
-        folder=folder,
+    configuration = _CONFIGURATION.format(
+        echo=_ECHO, port=port, largest=LARGEST_BODY_BYTES, begun=_BEGUN, completed=_COMPLETED, listed=_LISTED
     )
+    (folder / "nginx.conf").write_text(configuration)
+    environment = ["/usr/bin/env", *(f"{name}={value}" for name, value in _WARM.items())]
+    server = ServerProcess([*environment, program, "-p", str(folder), "-c", "nginx.conf"], folder=folder)
     found = Instant(Endpoint(f"http://127.0.0.1:{port}", BUCKET, "instant", "instant-secret"), folder / "requests.log")
     try:
         server.wait_until(lambda: _answers(found), deadline_s=30)

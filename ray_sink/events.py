@@ -13,6 +13,7 @@ from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar, Protocol
 
 LOGGER_NAME = "ray_sink"
+_LOGGER = logging.getLogger(LOGGER_NAME)  # to ask for it by name takes the lock of all logging
 
 
 class Event(Protocol):
@@ -176,7 +177,7 @@ class PromiseWeaker:
 
 def emit(event: Event, logger: logging.Logger | None = None) -> None:
     """Log `event`; cheap where its level is off."""
-    logger = logger or logging.getLogger(LOGGER_NAME)
+    logger = logger or _LOGGER
     if not logger.isEnabledFor(event.LEVEL):
         return
     values = fields_of(event)

@@ -160,14 +160,9 @@ class ConcurrencyGate:
         A `StoreUnavailableError` with ``slow_down`` that leaves the block lowers the count; leaving without an
         error raises it.
         """
-        ticket = object()
         with self._changed:
-            self._waiting.append(ticket)
-            try:
-                self._changed.wait_for(lambda: self._waiting[0] is ticket and self._has_room(held_bytes))
-            finally:
-                self._waiting.remove(ticket)
-                self._changed.notify_all()
+            if self._waiting or not self._has_room(held_bytes):
+                self._queue(held_bytes)
             self._inside += 1
             self._bytes += held_bytes
             self._peak = max(self._peak, self._inside)
@@ -187,9 +182,19 @@ class ConcurrencyGate:
                 if step is not None:
                     step()
                 after = self.allowed
-                self._changed.notify_all()
+                if self._waiting:
+                    self._changed.notify_all()
             if before != after and self._on_change is not None:
                 self._on_change(before, after)
+
+    def _queue(self, held_bytes: int) -> None:
+        ticket = object()
+        self._waiting.append(ticket)
+        try:
+            self._changed.wait_for(lambda: self._waiting[0] is ticket and self._has_room(held_bytes))
+        finally:
+            self._waiting.remove(ticket)
+            self._changed.notify_all()
 
     def _has_room(self, held_bytes: int) -> bool:
         if self._inside == 0:

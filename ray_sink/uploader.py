@@ -328,7 +328,8 @@ class Uploader:
 
     def _metadata(self, task: UploadTask, file: FileRecord) -> Mapping[str, str]:
         metadata = {RUN: self._run_id, ATTEMPT: task.attempt, CHECKSUM: file.checksum}
-        if len(quote(task.key)) <= _MOST_KEY_BYTES:
+        # three bytes a character at most where all are ASCII
+        if (task.key.isascii() and 3 * len(task.key) <= _MOST_KEY_BYTES) or len(quote(task.key)) <= _MOST_KEY_BYTES:
             metadata[KEY] = task.key
         return metadata
 

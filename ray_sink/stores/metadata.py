@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from urllib.parse import quote, unquote
 
 # Headers are ASCII without surrounding spaces; S3 and Azure reject or mangle the rest.
 _PLAIN = "/:=+,@"
+# most values need nothing, and this sees it many times as fast as `quote` does
+_NEEDS_NOTHING = re.compile(rf"[A-Za-z0-9_.~{_PLAIN}-]*")
 
 
 def encoded(metadata: Mapping[str, str]) -> dict[str, str]:
     """`metadata` with percent-encoded values."""
-    return {name: quote(value, safe=_PLAIN) for name, value in metadata.items()}
+    return {
+        name: value if _NEEDS_NOTHING.fullmatch(value) else quote(value, safe=_PLAIN)
+        for name, value in metadata.items()
+    }
 
 
 def decoded(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
 from ray_sink.checksum import checksum_of
 from ray_sink.errors import DestinationError, ObjectExistsError, ObjectMissingError, StoreError, StoreUnavailableError
+from ray_sink.filesystem import Buffer
 from ray_sink.keys import RESERVED
 from ray_sink.probes import PROBE
 from ray_sink.records import FileRecord, MultipartUpload, Verification
 from ray_sink.retry import Retry, RetryPolicy
+from ray_sink.stores import buffers
 from ray_sink.stores.base import Capabilities, ObjectInfo
 from ray_sink.stores.metadata import encoded
 from ray_sink.stores.multipart import MultipartPut
@@ -69,6 +71,7 @@ class ObjectStore:
         self._multipart_above_bytes = multipart_above_bytes
         self._prober = prober
         self._retry = retry or Retry(_PATIENCE)
+        self._buffers = buffers.Buffers()
         self._findings: Findings | None = None
         self._probing = threading.Lock()
 
@@ -92,7 +95,7 @@ class ObjectStore:
         route = self._route(file)
         if route is _Route.PARTS and self._multipart is not None:
             return self._multipart.held_bytes(file.bytes)
-        return _STREAM_HELD_BYTES if route is _Route.STREAM else file.bytes
+        return _STREAM_HELD_BYTES if route is _Route.STREAM else buffers.held_bytes(file.bytes)
 
     def _route(self, file: FileRecord) -> _Route:
         if file.bytes <= self._multipart_above_bytes:
@@ -119,9 +122,10 @@ class ObjectStore:
         verification = able.verification
         route = self._route(file)
         if route is _Route.SINGLE:
-            data = read_staged(local, file)
-            create_only = self._create_only(file.path, replace=replace, honoured=able.create_only)
-            self._objects.put(file.path, data, metadata=headers, create_only=create_only, checksum=checksum)
+            with self._buffer(file.bytes) as (data, view):
+                read_staged(local, file, view)
+                create_only = self._create_only(file.path, replace=replace, honoured=able.create_only)
+                self._objects.put(file.path, data, metadata=headers, create_only=create_only, checksum=checksum)
         elif route is _Route.PARTS and self._multipart is not None:
             create_only = self._create_only(file.path, replace=replace, honoured=found.multipart_create_only)
             self._multipart.put(
@@ -194,7 +198,19 @@ class ObjectStore:
 
     def close(self) -> None:
         """See `Store.close`."""
+        self._buffers.clear()
         self._objects.close()
+
+    @contextmanager
+    def _buffer(self, size_bytes: int) -> Iterator[tuple[Buffer, memoryview]]:
+        """What to put, and a view to fill it through."""
+        if self._objects.views:
+            with self._buffers.take(size_bytes) as view:
+                yield view, view
+        else:
+            data = bytearray(size_bytes)
+            with memoryview(data) as view:
+                yield data, view
 
     def _create_only(self, path: str, *, replace: bool, honoured: bool) -> bool:
         """Whether to ask the server to refuse an existing name; where that means nothing to it, look first."""

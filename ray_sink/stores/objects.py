@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
+from ray_sink.filesystem import Buffer
 from ray_sink.stores.base import ObjectInfo
 
 
 class Objects(Protocol):
     """One bucket and prefix, seen through one client library.
 
+    Attributes:
+        views: `put` takes a memoryview and copies nothing of it; else it needs an object that owns its bytes.
+
     Paths are relative to the prefix. Errors are those of `ray_sink.stores.base.Store`; every request is made once.
     """
 
+    views: bool
+
     def put(
-        self, path: str, data: bytes, *, metadata: Mapping[str, str], create_only: bool, checksum: str | None
+        self, path: str, data: Buffer, *, metadata: Mapping[str, str], create_only: bool, checksum: str | None
     ) -> None:
         """Put one object in one request.
 

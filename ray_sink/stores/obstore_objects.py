@@ -15,6 +15,7 @@ from obstore.store import S3Store, from_url
 
 from ray_sink.config import UploadOptions
 from ray_sink.errors import ConfigError, ObjectMissingError, SinkError, StoreError
+from ray_sink.filesystem import Buffer
 from ray_sink.stores import credentials
 from ray_sink.stores.base import ObjectInfo
 from ray_sink.stores.metadata import decoded
@@ -115,6 +116,8 @@ def _client_options(timeout_s: float) -> ClientConfig:
 class ObstoreObjects:
     """See `ray_sink.stores.objects.Objects`."""
 
+    views = True
+
     def __init__(
         self,
         url: str,
@@ -142,7 +145,7 @@ class ObstoreObjects:
         return found
 
     def put(
-        self, path: str, data: bytes, *, metadata: Mapping[str, str], create_only: bool, checksum: str | None
+        self, path: str, data: Buffer, *, metadata: Mapping[str, str], create_only: bool, checksum: str | None
     ) -> None:
         """See `Objects.put`; obstore computes the checksum of `data` itself, once more."""
         with self._errors("put", path):

@@ -18,6 +18,7 @@ from botocore import exceptions
 
 from ray_sink.checksum import from_base64, to_base64
 from ray_sink.errors import ObjectMissingError, StoreError
+from ray_sink.filesystem import Buffer
 from ray_sink.records import MultipartUpload
 from ray_sink.stores.base import ObjectInfo
 from ray_sink.stores.credentials import S3Source
@@ -57,6 +58,8 @@ class S3Objects:
     wait for itself.
     """
 
+    views = False  # botocore refuses them
+
     def __init__(self, settings: S3Settings, *, connections: int) -> None:
         self._settings = settings
         self._connections = connections
@@ -64,7 +67,7 @@ class S3Objects:
         self._connecting = threading.Lock()
 
     def put(
-        self, path: str, data: bytes, *, metadata: Mapping[str, str], create_only: bool, checksum: str | None
+        self, path: str, data: Buffer, *, metadata: Mapping[str, str], create_only: bool, checksum: str | None
     ) -> None:
         """See `Objects.put`."""
         arguments = self.creation_arguments(metadata)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from ray_sink.checksum import Checksum
 from ray_sink.errors import StagedFileChangedError, StagingError
 from ray_sink.records import FileRecord
+
+_STEP_BYTES: Final = 2**20  # still in the cache when its checksum is taken
 
 
 def staged_chunks(local: Path, file: FileRecord, chunk_bytes: int) -> Generator[bytes, None, None]:
@@ -24,19 +28,45 @@ def staged_chunks(local: Path, file: FileRecord, chunk_bytes: int) -> Generator[
     """
     running = Checksum()
     size = 0
+    with _opened(local) as fd:
+        while chunk := os.read(fd, chunk_bytes):
+            size += len(chunk)
+            if size > file.bytes:
+                break
+            running.update(chunk)
+            yield chunk
+    _check(local, file, size, running)
+
+
+def read_staged(local: Path, file: FileRecord, target: memoryview) -> None:
+    """Fill `target`, which is ``file.bytes`` long, with the whole of `local`; raises as `staged_chunks` does."""
+    running = Checksum()
+    size = 0
+    with _opened(local) as fd:
+        while count := os.readv(fd, [target[size : size + _STEP_BYTES]]) if size < file.bytes else 0:
+            running.update(target[size : size + count])
+            size += count
+        # one byte more than expected shows a file that grew, without reading all that was added
+        if size == file.bytes and os.read(fd, 1):
+            size += 1
+    _check(local, file, size, running)
+
+
+@contextmanager
+def _opened(local: Path) -> Iterator[int]:
     try:
         fd = os.open(local, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        with open(fd, "rb", buffering=0) as stream:
-            while chunk := stream.read(chunk_bytes):
-                size += len(chunk)
-                if size > file.bytes:
-                    break
-                running.update(chunk)
-                yield chunk
+        try:
+            yield fd
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise StagingError(f"staged file {local} cannot be read: {error}") from error
+
+
+def _check(local: Path, file: FileRecord, size: int, running: Checksum) -> None:
     if size != file.bytes:
         raise StagedFileChangedError(
             f"staged file {local} has {'more than ' if size > file.bytes else ''}{size} bytes, its receipt says"
@@ -47,10 +77,3 @@ def staged_chunks(local: Path, file: FileRecord, chunk_bytes: int) -> Generator[
             f"staged file {local} has checksum {running.text}, its receipt says {file.checksum}: something changed"
             " it after it was staged; it was not uploaded"
         )
-
-
-def read_staged(local: Path, file: FileRecord) -> bytes:
-    """The whole of `local` in one buffer, already held against `file`; raises as `staged_chunks` does."""
-    # one byte more than expected shows a file that grew, without reading all that was added
-    chunks = list(staged_chunks(local, file, file.bytes + 1))
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
