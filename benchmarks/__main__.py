@@ -17,6 +17,7 @@ from benchmarks.measuring import Figure, as_json, machine, table
 
 QUESTIONS: Final = {
     "B1": "writer",
+    "B5": "processor",
     "B7": "memory",
     "B8": "length",
 }

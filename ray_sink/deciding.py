@@ -82,7 +82,8 @@ class Round:
             self.kept[key] = found
             self.counts = replace(self.counts, kept=self.counts.kept + 1)
             return Decision(key, receipt=kept_receipt(key, found, self._info))
-        self.counts = replace(self.counts, replaced=self.counts.replaced + bool(found))
+        if found:
+            self.counts = replace(self.counts, replaced=self.counts.replaced + 1)
         self.fresh[key] = proposal
         for temp in proposal.files:
             self._paths[temp.file.path] = key

@@ -213,7 +213,7 @@ class Table:
 
     def candidates(self, name: str) -> list[int]:
         """The numbers under `name`, and rarely others; in the order in which they were added."""
-        return self._find(name)[0]
+        return self._find(name)[0] if self._used else []
 
     def _find(self, name: str) -> tuple[list[int], int]:
         """The numbers, and the first free slot behind them."""
