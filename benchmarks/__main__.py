@@ -20,7 +20,10 @@ QUESTIONS: Final = {
     "B2": "handover",
     "B3": "stall",
     "B4": "upload",
+    "B5": "processor",
     "B6": "end_to_end",
+    "B7": "memory",
+    "B8": "length",
 }
 
 

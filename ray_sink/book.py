@@ -22,12 +22,13 @@ the name of only if its name begins with ``x-``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from ray_sink.entries import Entries, record_of
 from ray_sink.errors import JournalCorruptError
 from ray_sink.filesystem import Filesystem
 from ray_sink.journal import read_journal
@@ -54,21 +55,6 @@ class DatasetState(StrEnum):
 
 
 @dataclass(slots=True)
-class Entry:
-    """One decided key.
-
-    Attributes:
-        proposal: the winning attempt.
-        decided: term and sequence number of its record, and its place in it.
-        uploaded: what its upload proved, or None.
-    """
-
-    proposal: Proposal
-    decided: tuple[str, int, int]
-    uploaded: Verification | None = None
-
-
-@dataclass(slots=True)
 class Dataset:
     """One dataset that runs through the sink; `reason` says why it is incomplete."""
 
@@ -92,12 +78,10 @@ class Book:
         self.info: RunInfo | None = None
         self.epoch = 0
         self.term = ""
-        self.entries: dict[str, Entry] = {}
+        self.entries = Entries()
         self.kept: dict[str, tuple[FileRecord, ...]] = {}
-        self.paths: dict[str, str] = {}
-        self.folders: dict[str, str] = {}
         self.multiparts: dict[str, MultipartUpload] = {}
-        self.last_uploads: dict[tuple[str, int], list[str]] = {}
+        self.last_uploads: dict[tuple[str, int], list[int]] = {}
         self.producers: dict[str, int] = {}
         self.goodbyes: dict[str, int] = {}
         self.failures: dict[str, str] = {}
@@ -106,7 +90,6 @@ class Book:
         self.conflicts = ConflictCounts()
         self.closing = False
         self.sealing = False
-        self._decided: dict[tuple[str, int], list[str]] = {}
 
     def apply(self, record: Mapping[str, Any], seq: int) -> None:
         """Take in one record.
@@ -131,16 +114,7 @@ class Book:
 
     def _apply_decided(self, record: Mapping[str, Any], seq: int) -> None:
         self.closing = False
-        keys = []
-        for index, item in enumerate(record["batch"]):
-            proposal = proposal_from(item)
-            keys.append(proposal.key)
-            self.entries[proposal.key] = Entry(proposal, (self.term, seq, index))
-            for temp in proposal.files:
-                self.paths[temp.file.path] = proposal.key
-                for folder in folders_of(temp.file.path):
-                    self.folders[folder] = proposal.key
-        self._decided[self.term, seq] = keys
+        self.entries.append(self.term, seq, record["batch"])
         self.conflicts = ConflictCounts(**record["conflicts"])
 
     def _apply_kept(self, record: Mapping[str, Any], seq: int) -> None:
@@ -152,16 +126,16 @@ class Book:
         # an uploader frees these before it reports others
         last = self.last_uploads[self.term, record["uploader"]] = []
         for term, decided_seq, indices, verification in record["batch"]:
-            keys = self._decided[term, decided_seq]
-            for index in indices:
-                entry = self.entries[keys[index]]
-                last.append(keys[index])
-                entry.uploaded = Verification(verification)
-                paths = {temp.file.path for temp in entry.proposal.files}
-                ended = [upload for upload in self.multiparts.values() if upload.path in paths]
-                for upload in ended:
-                    del self.multiparts[upload.upload_id]
+            numbers = self.entries.upload(term, decided_seq, indices, Verification(verification))
+            last += numbers
+            if self.multiparts:
+                self._end_multiparts(numbers)
         self.conflicts = ConflictCounts(**record["conflicts"])
+
+    def _end_multiparts(self, numbers: Sequence[int]) -> None:
+        paths = {temp.file.path for number in numbers for temp in self.entries[number].proposal.files}
+        for upload in [upload for upload in self.multiparts.values() if upload.path in paths]:
+            del self.multiparts[upload.upload_id]
 
     def _apply_sealing(self, record: Mapping[str, Any], seq: int) -> None:
         self.sealing = True
@@ -199,7 +173,8 @@ class Book:
         elif receipt.key not in self.entries:
             temps = tuple(TempFile("", replace(file, uri=None)) for file in receipt.files)
             proposal = Proposal(receipt.key, receipt.attempt, temps, notes=receipt.notes)
-            self.entries[receipt.key] = Entry(proposal, ("", 0, 0), receipt.verification or Verification.SIZE_CHECKED)
+            self.entries.append("", len(self.entries), [record_of(proposal)])
+            self.entries.upload("", len(self.entries) - 1, [0], receipt.verification or Verification.SIZE_CHECKED)
 
     def unfinished(self) -> list[str]:
         """Why the run, as this epoch ran it, cannot be sealed; empty when it can.
@@ -231,31 +206,6 @@ class Book:
         newest = max((dataset.epoch for dataset in self.datasets.values()), default=self.epoch)
         mine = {name for name, dataset in self.datasets.items() if dataset.epoch == newest}
         return sum((rows for (name, _), rows in self.parts.items() if name in mine), RowCounts())
-
-
-def record_of(proposal: Proposal) -> list[Any]:
-    """A proposal as the journal holds it."""
-    return [
-        proposal.key,
-        proposal.attempt,
-        proposal.source,
-        list(proposal.notes),
-        [[t.temp, t.file.path, t.file.bytes, t.file.checksum] for t in proposal.files],
-    ]
-
-
-def proposal_from(item: Sequence[Any]) -> Proposal:
-    """The inverse of `record_of`."""
-    key, attempt, source, notes, files = item
-    temps = tuple(TempFile(temp, FileRecord(path, size, checksum)) for temp, path, size, checksum in files)
-    return Proposal(key, attempt, temps, source, tuple(notes))
-
-
-def folders_of(path: str) -> Iterator[str]:
-    """Every folder above the relative path `path`, the nearest first."""
-    while "/" in path:
-        path = path.rpartition("/")[0]
-        yield path
 
 
 @dataclass(slots=True)
@@ -290,31 +240,43 @@ def read_history(fs: Filesystem, journal_dir: Path, *, live: bool = False) -> Hi
         JournalCorruptError: a record is damaged.
     """
     history = History(names=fs.list(journal_dir))
+    book = history.book
     for name in reversed(history.names):
-        data = fs.read(journal_dir / name)
-        records = list(read_journal(data, name=name, live=live))
-        if not records:
+        records = read_journal(fs.read(journal_dir / name), name=name, live=live)
+        first = next(records, None)
+        if first is None:
             continue  # this life of the ledger died before its first word: it decided nothing
-        opening, last = records[0].payload, records[-1]
-        for part in opening["parts"]:
+        for part in first.payload["parts"]:
             older = JournalPart(*part)
             try:
                 old = fs.read(journal_dir / older.name)
             except FileNotFoundError as error:
                 raise JournalCorruptError(f"journal {older.name} is gone; journal {name} builds on it") from error
             for record in read_journal(old, name=older.name, end=older.bytes):
-                history.book.apply(record.payload, record.seq)
+                book.apply(record.payload, record.seq)
             history.parts.append(older)
+        book.apply(first.payload, first.seq)
+        # one at a time: all of a file's records together are many times its size
+        last, before = first, first
         for record in records:
-            history.book.apply(record.payload, record.seq)
-        if len(records) == 1:
-            history.again = opening["again"]
+            book.apply(record.payload, record.seq)
+            last, before = record, last
+        if last is first:
+            history.again = first.payload["again"]
         else:
-            history.parts.append(JournalPart(name, records[-2].end))
-            book = history.book
+            history.parts.append(JournalPart(name, before.end))
             history.again = {"epoch": book.epoch, "term": book.term, "seq": last.seq, "record": last.payload}
         break
     return history
+
+
+def read_info(fs: Filesystem, journal_dir: Path) -> RunInfo | None:
+    """Which run the journals are of, by the newest file that says so; the rest is not looked at."""
+    for name in reversed(fs.list(journal_dir)):
+        first = next(read_journal(fs.read(journal_dir / name), name=name), None)
+        if first is not None:
+            return RunInfo(**first.payload["run"])
+    return None
 
 
 def open_record(info: RunInfo, epoch: int, term: str, history: History) -> dict[str, Any]:

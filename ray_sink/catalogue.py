@@ -138,8 +138,8 @@ def staged_run(book: Book, run_id: str, store: SmallObjects) -> StagedRun:
     """
     info = book.info
     unfinished = book.unfinished() if info is not None else ["its journal has no record yet"]
-    entries = book.entries.values() if info is not None and info.dest is not None else ()
-    pending = [entry.proposal for entry in entries if entry.uploaded is None]
+    waiting = book.entries.pending() if info is not None and info.dest is not None else ()
+    pending = [sum(temp.file.bytes for temp in entry.proposal.files) for entry in waiting]
     found = owner_of(store)
     mine = found is not None and found.owner.run_id == run_id
     return StagedRun(
@@ -148,9 +148,9 @@ def staged_run(book: Book, run_id: str, store: SmallObjects) -> StagedRun:
         save_format=info.save_format if info is not None else None,
         epoch=book.epoch,
         decided=len(book.entries),
-        uploaded=sum(entry.uploaded is not None for entry in book.entries.values()),
+        uploaded=book.entries.uploaded,
         pending=len(pending),
-        pending_bytes=sum(temp.file.bytes for proposal in pending for temp in proposal.files),
+        pending_bytes=sum(pending),
         kept=len(book.kept),
         multiparts=len(book.multiparts),
         closing=book.closing,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from ray_sink.book import Book, folders_of
+from ray_sink.book import Book
 from ray_sink.config import OnConflict
+from ray_sink.entries import folders_of
 from ray_sink.errors import (
     DestinationConflict,
     DuplicateKeyError,
@@ -81,7 +82,8 @@ class Round:
             self.kept[key] = found
             self.counts = replace(self.counts, kept=self.counts.kept + 1)
             return Decision(key, receipt=kept_receipt(key, found, self._info))
-        self.counts = replace(self.counts, replaced=self.counts.replaced + bool(found))
+        if found:
+            self.counts = replace(self.counts, replaced=self.counts.replaced + 1)
         self.fresh[key] = proposal
         for temp in proposal.files:
             self._paths[temp.file.path] = key
@@ -102,13 +104,15 @@ class Round:
     def _path_conflict(self, proposal: Proposal) -> PathConflict | None:
         """Two keys must not lead to one path, nor one key's file to another's folder."""
         mine = {temp.file.path for temp in proposal.files}
+        decided = self._book.entries
         for temp in proposal.files:
             path = temp.file.path
-            for owners in (self._book.paths, self._paths, self._book.folders, self._folders):
-                if owners.get(path, proposal.key) != proposal.key:
-                    return _path_conflict_error(proposal.key, owners[path], path)
+            for owners in (decided.owner_of, self._paths.get, decided.owner_below, self._folders.get):
+                owner = owners(path)
+                if owner is not None and owner != proposal.key:
+                    return _path_conflict_error(proposal.key, owner, path)
             for folder in folders_of(path):
-                owner = self._book.paths.get(folder) or self._paths.get(folder)
+                owner = decided.owner_of(folder) or self._paths.get(folder)
                 owner = proposal.key if folder in mine else owner
                 if owner is not None:
                     return _path_conflict_error(proposal.key, owner, folder)

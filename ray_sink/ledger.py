@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 
-from ray_sink.book import Book, DatasetState, Entry, record_of
+from ray_sink.book import Book, DatasetState
 from ray_sink.config import OnConflict
 from ray_sink.deciding import Round, kept_receipt
+from ray_sink.entries import Entry, record_of
 from ray_sink.errors import (
     RunFencedError,
     StagingError,
@@ -73,13 +74,11 @@ class Ledger:
         self._book = book
         self._info = info
         self._options = options
-        self._foreign = {path: size for path, size in options.foreign.items() if path not in book.paths}
-        self._published: set[str] = set()
+        self._foreign = {path: size for path, size in options.foreign.items() if book.entries.owner_of(path) is None}
         self._queues: list[deque[str]] = [deque() for _ in range(options.uploaders)]
         self._uploading: list[set[str]] = [set() for _ in range(options.uploaders)]
         self._failures: dict[str, str] = {}
         self._staged_bytes = 0
-        self._uploaded = sum(entry.uploaded is not None for entry in book.entries.values())
         self._fenced_by: str | None = None
 
     @classmethod
@@ -103,9 +102,10 @@ class Ledger:
         return ledger
 
     def _roll_forward_older(self) -> None:
-        pending = [entry.proposal for entry in self._book.entries.values() if entry.uploaded is None]
-        self._note_all_published(pending, self._staging.roll_forward(self.term, pending))
-        self._staged_bytes = sum(temp.file.bytes for proposal in pending for temp in proposal.files)
+        vanished = self._staging.roll_forward(self.term, (entry.proposal for entry in self._book.entries.pending()))
+        for entry in self._book.entries.pending():
+            self._staged_bytes += sum(temp.file.bytes for temp in entry.proposal.files)
+        self._note_all_published(vanished)
 
     def _free_older(self) -> None:
         """What earlier lives uploaded last and may have died over before it was freed.
@@ -114,14 +114,15 @@ class Ledger:
         """
         if self._options.keep_staged:
             return
-        for keys in self._book.last_uploads.values():
-            files = [temp.file for key in keys for temp in self._book.entries[key].proposal.files]
-            self._staging.free(file for file in files if self._staging.holds(file))
+        for numbers in self._book.last_uploads.values():
+            self._staging.free(file for file in self._files(numbers) if self._staging.holds(file))
 
     def unfreed(self, uploader: int) -> list[FileRecord]:
         """Staged files that an uploader of this life reported last: it may have died before it freed them."""
-        keys = self._book.last_uploads.get((self.term, uploader), [])
-        return [temp.file for key in keys for temp in self._book.entries[key].proposal.files]
+        return self._files(self._book.last_uploads.get((self.term, uploader), []))
+
+    def _files(self, numbers: Iterable[int]) -> list[FileRecord]:
+        return [temp.file for number in numbers for temp in self._book.entries[number].proposal.files]
 
     # -- deciding ----------------------------------------------------------------------------------------------------
 
@@ -158,14 +159,15 @@ class Ledger:
         """Note that decided attempts, as (key, attempt), are under their final names, durably."""
         for key, attempt in attempts:
             entry = self._book.entries.get(key)
-            if entry is None or entry.proposal.attempt != attempt or entry.uploaded or key in self._published:
+            if entry is None or entry.proposal.attempt != attempt or entry.uploaded or entry.published:
                 continue
-            self._note_published(entry.proposal)
+            self._note_published(entry)
 
-    def _note_published(self, proposal: Proposal) -> None:
-        self._published.add(proposal.key)
+    def _note_published(self, entry: Entry) -> None:
+        self._book.entries.publish(entry.number)
         if self._info.dest is not None:
-            self._queues[self._uploader_of(proposal.key)].append(proposal.key)
+            key = entry.proposal.key
+            self._queues[self._uploader_of(key)].append(key)
 
     def publish_rest(self) -> None:
         """Roll forward what is decided and not known to be published: its writer died in between.
@@ -173,20 +175,21 @@ class Ledger:
         Raises:
             RunFencedError: a newer owner has the run.
         """
-        rest = [e.proposal for k, e in self._book.entries.items() if not e.uploaded and k not in self._published]
-        vanished = self._staging.publish(rest)
+        vanished = self._staging.publish([entry.proposal for entry in self._book.entries.pending()])
         if vanished:
             self._check_term()
-        self._note_all_published(rest, vanished)
+        self._note_all_published(vanished)
 
-    def _note_all_published(self, proposals: Sequence[Proposal], vanished: Sequence[str]) -> None:
-        for proposal in proposals:
+    def _note_all_published(self, vanished: Iterable[str]) -> None:
+        """All that is pending has been published, except for what has `vanished`."""
+        gone = set(vanished)
+        for entry in self._book.entries.pending():
             # an older life's may be uploaded and freed without our knowing: the uploader looks before it says lost
-            ours = self._info.dest is None or self._book.entries[proposal.key].decided[0] == self.term
-            if ours and proposal.key in vanished:
-                self._failures[proposal.key] = "its decided files are gone from the staging folder"
+            ours = self._info.dest is None or entry.decided[0] == self.term
+            if ours and entry.proposal.key in gone:
+                self._failures[entry.proposal.key] = "its decided files are gone from the staging folder"
             else:
-                self._note_published(proposal)
+                self._note_published(entry)
 
     def is_uploaded(self, key: str) -> bool:
         """Whether `key` needs no upload any more."""
@@ -203,7 +206,7 @@ class Ledger:
     def _receipt(self, entry: Entry) -> Receipt | None:
         if entry.uploaded is not None:
             return receipt_of(entry.proposal, State.UPLOADED, self._info.dest or "", entry.uploaded)
-        if entry.proposal.key in self._published:
+        if entry.published:
             return receipt_of(entry.proposal, State.STAGED, self._info.staging)
         return None
 
@@ -226,7 +229,8 @@ class Ledger:
         tasks: list[UploadTask] = []
         size = 0
         while queue and len(tasks) < max_outputs:
-            entry = self._book.entries[queue[0]]
+            entry = self._book.entries.get(queue[0])
+            assert entry is not None
             task = UploadTask(
                 entry.proposal.key,
                 entry.proposal.attempt,
@@ -275,8 +279,6 @@ class Ledger:
             counts = asdict(self._book.conflicts)
             self._write({"is": "uploaded", "batch": rows, "uploader": uploader, "conflicts": counts})
         for entry in done.values():
-            self._uploaded += 1
-            self._published.discard(entry.proposal.key)
             self._failures.pop(entry.proposal.key, None)
             self._staged_bytes -= sum(temp.file.bytes for temp in entry.proposal.files)
         return [temp.file for entry in (again | done).values() for temp in entry.proposal.files]
@@ -353,8 +355,8 @@ class Ledger:
         }
         return RunStatus(
             decided=len(self._book.entries),
-            staged=len(self._published),
-            uploaded=self._uploaded,
+            staged=self._book.entries.published,
+            uploaded=self._book.entries.uploaded,
             staged_bytes=self._staged_bytes,
             failures=failures,
             open_producers=tuple(self._book.open_producers()),
@@ -398,9 +400,10 @@ class Ledger:
                 raise StagingError(f"key {key!r} is decided and not published")
             yield receipt
 
-    def keys(self) -> list[str]:
+    def keys(self) -> Iterator[str]:
         """All keys that are decided or kept: computing them again is in vain."""
-        return [*self._book.entries, *self._book.kept]
+        yield from self._book.entries
+        yield from self._book.kept
 
     def close(self) -> None:
         """Close the journal; what follows belongs to the next life."""

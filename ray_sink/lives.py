@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ray_sink.book import Book, open_record, read_history
+from ray_sink.book import Book, open_record, read_history, read_info
 from ray_sink.errors import RunError, RunFencedError, RunMismatchError
 from ray_sink.journal import Journal
 from ray_sink.records import RunInfo
@@ -32,7 +32,7 @@ def begin_life(staging: Staging, info: RunInfo, epoch: int) -> Life:
         JournalCorruptError: a journal is damaged.
     """
     fs = staging.fs
-    check_same_run(read_history(fs, staging.journal_dir).book.info, info)
+    check_same_run(read_info(fs, staging.journal_dir), info)
     fs.make_dirs(staging.journal_dir, below=staging.root)
     names = fs.list(staging.journal_dir)
     if any(name > term_name(epoch, _MOST_LIVES) for name in names):

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 SUCCESS: Final = "_SUCCESS"
 PARTIAL: Final = "_PARTIAL"
 _ROWS_A_FILE: Final = 1_000_000
+_ROWS_A_GROUP: Final = 2**16
+_FIELDS: Final = ("key", "attempt", "state", "verification", "bytes", "notes")
+_FILE_FIELDS: Final = ("path", "uri", "bytes", "checksum", "member", "offset", "length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,25 +152,18 @@ def seal(
         RunFencedError: somebody else sealed the run with another content.
     """
     files: list[ManifestFile] = []
-    outputs = n_files = n_bytes = 0
-    proofs: set[Verification | None] = set()
-    rest = iter(receipts)
-    while batch := tuple(islice(rest, _ROWS_A_FILE)):
-        outputs += len(batch)
-        n_files += sum(len(receipt.files) for receipt in batch)
-        n_bytes += sum(receipt.bytes for receipt in batch)
-        proofs |= {receipt.verification for receipt in batch}
-        files.append(_put_manifest_file(store, run, epoch, batch))
-    if not files:
-        files.append(_put_manifest_file(store, run, epoch, ()))
+    counted = _Counted(receipts)
+    while not files or counted.more():
+        files.append(_put_manifest_file(store, run, epoch, counted))
+    proofs = counted.proofs
     verification = next((v for v in (Verification.SIZE_CHECKED, Verification.VERIFIED) if v in proofs), None)
     made = Seal(
         run=run,
         epoch=epoch,
         manifest=tuple(files),
-        outputs=outputs,
-        files=n_files,
-        total_bytes=n_bytes,
+        outputs=counted.outputs,
+        files=counted.files,
+        total_bytes=counted.bytes,
         verification=verification,
         rows=status.rows,
         conflicts=status.conflicts,
@@ -192,13 +188,36 @@ def seal(
     return made
 
 
-def _put_manifest_file(store: SmallObjects, run: RunInfo, epoch: int, receipts: tuple[Receipt, ...]) -> ManifestFile:
-    data = to_parquet(receipts)
+class _Counted:
+    """Receipts, handed on and counted; never many of them at a time."""
+
+    def __init__(self, receipts: Iterable[Receipt]) -> None:
+        self.outputs = self.files = self.bytes = 0
+        self.proofs: set[Verification | None] = set()
+        self._rest = iter(receipts)
+        self._next = next(self._rest, None)
+
+    def more(self) -> bool:
+        return self._next is not None
+
+    def __iter__(self) -> Iterator[Receipt]:
+        while (receipt := self._next) is not None:
+            self._next = next(self._rest, None)
+            self.outputs += 1
+            self.files += len(receipt.files)
+            self.bytes += receipt.bytes
+            self.proofs.add(receipt.verification)
+            yield receipt
+
+
+def _put_manifest_file(store: SmallObjects, run: RunInfo, epoch: int, receipts: _Counted) -> ManifestFile:
+    before = receipts.outputs
+    data = to_parquet(islice(receipts, _ROWS_A_FILE))
     name = f"manifest-{epoch:06d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
     path = run_path(run.run_id, name)
     # the name tells the content, so that replacing is harmless
     store.put_bytes(path, data, replace=True)
-    return ManifestFile(path, len(data), len(receipts))
+    return ManifestFile(path, len(data), receipts.outputs - before)
 
 
 def schema() -> pa.Schema:
@@ -234,10 +253,17 @@ def to_parquet(receipts: Iterable[Receipt]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [{**asdict(receipt), "bytes": receipt.bytes} for receipt in receipts]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema()), sink, compression="zstd")
+    rest = iter(receipts)
+    with pq.ParquetWriter(sink, schema(), compression="zstd") as writer:
+        while chunk := list(islice(rest, _ROWS_A_GROUP)):
+            writer.write_table(pa.Table.from_pylist([_row_of(receipt) for receipt in chunk], schema=schema()))
     return bytes(sink.getvalue())
+
+
+def _row_of(receipt: Receipt) -> dict[str, Any]:
+    files = [{name: getattr(file, name) for name in _FILE_FIELDS} for file in receipt.files]
+    return {**{name: getattr(receipt, name) for name in _FIELDS}, "files": files}
 
 
 def from_parquet(data: bytes) -> Iterator[Receipt]:

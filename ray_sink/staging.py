@@ -333,7 +333,7 @@ class Staging:
             return
         raise StagingError(f"{moved} is never empty: somebody goes on writing into it. See that the old job has ended")
 
-    def roll_forward(self, term: str, proposals: Sequence[Proposal]) -> list[str]:
+    def roll_forward(self, term: str, proposals: Iterable[Proposal]) -> list[str]:
         """Publish what earlier terms decided and did not publish; `begin_term` comes first.
 
         Which those are is told by a listing of the fenced temps alone, never of the world. Of all others only the
@@ -344,11 +344,16 @@ class Staging:
         """
         mine = self._fenced / term
         left = {f"{old}/{name}" for old in self.fs.list(mine) for name in self.fs.list(mine / old)}
-        pending = [p for p in proposals if any(temp.temp in left for temp in p.files)]
-        others = {(self.root / temp.file.path).parent for p in proposals for temp in p.files}
+        pending: list[Proposal] = []
+        others: set[str] = set()
+        for proposal in proposals:
+            if any(temp.temp in left for temp in proposal.files):
+                pending.append(proposal)
+            others.update(temp.file.path.rpartition("/")[0] for temp in proposal.files)
         vanished = self._publish(pending, mine)
         try:
-            self._sync(others - {(self.root / temp.file.path).parent for p in pending for temp in p.files})
+            named = {temp.file.path.rpartition("/")[0] for p in pending for temp in p.files}
+            self._sync(self.root / folder for folder in others - named)
         except OSError as error:
             raise StagingError(f"final names could not be made durable: {error}") from error
         return vanished

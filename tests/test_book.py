@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ray_sink.book import Book, folders_of, proposal_from, read_history, record_of
+from ray_sink.book import Book, read_history
+from ray_sink.entries import folders_of, proposal_from, record_of
 from ray_sink.errors import JournalCorruptError
 from ray_sink.records import FileRecord, Proposal, TempFile
 from tests.ledgers import Bench
@@ -57,7 +58,7 @@ def test_a_life_that_died_before_its_first_word_cuts_nobody_off(bench: Bench) ->
     bench.commit(old, "a")
     bench.staging.fs.create(bench.staging.journal_dir / "000002.001")
     bench.commit(old, "b")
-    assert bench.open(epoch=3).keys() == ["a", "b"]
+    assert list(bench.open(epoch=3).keys()) == ["a", "b"]
 
 
 def test_lives_without_a_decision_neither_grow_nor_lose_anything(bench: Bench) -> None:
@@ -67,7 +68,7 @@ def test_lives_without_a_decision_neither_grow_nor_lose_anything(bench: Bench) -
         term = bench.open().term
         sizes.append(len(bench.staging.fs.read(bench.staging.journal_dir / term)))
     assert len(set(sizes)) == 1
-    assert bench.open().keys() == ["a"]
+    assert list(bench.open().keys()) == ["a"]
 
 
 def test_a_journal_that_is_missing_or_shorter_than_before_is_said_so(bench: Bench) -> None:

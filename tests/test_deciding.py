@@ -62,14 +62,14 @@ def test_two_keys_that_want_one_path_are_an_error_that_names_both(
     assert isinstance(error, PathConflict)
     assert error.keys == (one[0], other[0])
     assert error.path == path
-    assert ledger.keys() == [one[0]]
+    assert list(ledger.keys()) == [one[0]]
 
 
 def test_a_key_whose_own_files_are_in_each_others_way_is_refused(bench: Bench) -> None:
     ledger = bench.open()
     error = ledger.decide([bench.stage(ledger, "a", ["a_x", "a_x/y"])])[0].error
     assert isinstance(error, PathConflict)
-    assert ledger.keys() == []
+    assert list(ledger.keys()) == []
 
 
 def test_two_rows_of_one_dataset_under_one_key_are_an_error(bench: Bench) -> None:

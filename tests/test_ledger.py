@@ -39,8 +39,8 @@ def test_what_a_fenced_life_decides_counts_for_nobody(bench: Bench) -> None:
     with pytest.raises(RunFencedError):
         old.publish_rest()
     assert old.receipt("a") is None
-    assert new.keys() == []
-    assert bench.open(epoch=3).keys() == []
+    assert list(new.keys()) == []
+    assert list(bench.open(epoch=3).keys()) == []
 
 
 def test_a_fenced_writer_does_not_take_the_next_lifes_file_for_its_own(bench: Bench) -> None:

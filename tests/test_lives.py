@@ -55,10 +55,10 @@ def test_a_record_that_was_read_before_its_fsync_survives_the_power_cut_after(be
     with pytest.raises(OSError, match="error"):
         old.decide([proposal])
     assert process.alive
-    assert bench.open().keys() == ["a"]
+    assert list(bench.open().keys()) == ["a"]
     bench.disk.power_cut(lambda n: 0)
     again = bench.open()
-    assert again.keys() == ["a"]
+    assert list(again.keys()) == ["a"]
     assert bench.open().receipt("a") == again.receipt("a")
 
 

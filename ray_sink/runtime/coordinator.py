@@ -346,8 +346,8 @@ class Coordinator:
 
     async def committed_keys(self) -> np.ndarray:
         """Sorted 128-bit hashes of all keys that need not be computed again; see `ray_sink.keys.hash_keys`."""
-        keys = await self._on_ledger(self._book().keys)
-        return np.sort(await self._on_ledger(hash_keys, keys))
+        ledger = self._book()
+        return await self._on_ledger(lambda: np.sort(hash_keys(ledger.keys())))
 
     # -- the whole ---------------------------------------------------------------------------------------------------
 
