@@ -10,6 +10,7 @@ import pytest
 
 from ray_sink import ledger
 from ray_sink.deciding import Round
+from ray_sink.errors import JournalCorruptError
 from ray_sink.journal import Journal
 from ray_sink.ledger import Ledger
 from ray_sink.publishing import DecidedPublishing
@@ -152,10 +153,12 @@ BREAKINGS = {
         WRITE_AND_CUT,
     ),
     "a receipt before it is published": Breaking(
-        Ledger, "_receipt", "entry.proposal.key in self._published", "True", DECIDED_BEHIND_THE_FENCE
+        Ledger, "_receipt", "if entry.published:", "if True:", DECIDED_BEHIND_THE_FENCE
     ),
     "no roll-forward": Breaking(
-        Ledger, "_roll_forward_older", "self._staging.roll_forward(self.term, pending)", "[]", HALF_PUBLISHED
+        Ledger, "_roll_forward_older",
+        "self._staging.roll_forward(self.term, (entry.proposal for entry in self._book.entries.pending()))", "[]",
+        HALF_PUBLISHED,
     ),
     "no fence": Breaking(Staging, "begin_term", "self._take(self._tmp, term)", "pass", HALF_PUBLISHED),
     "a zombie adopts what a newer life published": Breaking(
@@ -194,7 +197,7 @@ BREAKINGS = {
     ),
     "a failed upload is freed": Breaking(
         Ledger, "uploaded", "return [temp.file for entry in (again | done).values() for temp in entry.proposal.files]",
-        "return [t.file for o in outcomes for t in self._book.entries[o.key].proposal.files]", UPLOADS_FAIL,
+        "return [t.file for o in outcomes for t in self._book.entries.get(o.key).proposal.files]", UPLOADS_FAIL,
     ),
 }  # fmt: skip
 
@@ -204,6 +207,6 @@ def test_the_model_sees_what_is_broken(name: str, monkeypatch: pytest.MonkeyPatc
     breaking = BREAKINGS[name]
     with monkeypatch.context() as patch:
         breaking.do(patch)
-        with pytest.raises(Violation):
+        with pytest.raises((Violation, JournalCorruptError)):  # the book itself sees a key that is decided twice
             Schedule.replay(breaking.schedule)
     Schedule.replay(breaking.schedule)
