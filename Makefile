@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 CODE := $(wildcard ray_sink tests examples benchmarks .ci/*.py)
 
-.PHONY: help venv demo test lint types unit slow faults mutants format wheel clean
+.PHONY: help venv demo test lint types unit slow faults mutants bench format wheel clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -54,6 +54,14 @@ faults: $(STAMP) ## the whole fault suite: 5,000 schedules of the model, every c
 
 mutants: $(STAMP) ## breaks the code in one place at a time: does the suite see it?
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.faults.mutants
+
+BENCH = PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH="$(CURDIR):$(CURDIR)/examples/quickstart" $(BIN)/python -m benchmarks
+
+bench: $(STAMP) ## all that is measured, as one table and benchmarks.json; make bench-B4 for one question
+	$(BENCH) --json benchmarks.json
+
+bench-%: $(STAMP)
+	$(BENCH) $*
 
 format: $(STAMP) ## let ruff rewrite
 	$(BIN)/python -m ruff check --fix

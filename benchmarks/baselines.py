@@ -65,6 +65,10 @@ class Job:
         }[self.work]()
         return [{"p": tensor.numpy()} for tensor in tensors]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without the outputs: whoever gets the job makes them anew."""
+        return Job, (self.work, self.count, self.batch, self.compute_s, self.mark)
+
     def output(self, number: int) -> Arrays:
         """Output `number`, fresh arrays; all have their number in their first four bytes."""
         base = self._bases[number % len(self._bases)]
