@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
+from ray_sink.filesystem import Buffer
 from ray_sink.stores.base import ObjectInfo
 
 
@@ -15,7 +16,7 @@ class Objects(Protocol):
     """
 
     def put(
-        self, path: str, data: bytes, *, metadata: Mapping[str, str], create_only: bool, checksum: str | None
+        self, path: str, data: Buffer, *, metadata: Mapping[str, str], create_only: bool, checksum: str | None
     ) -> None:
         """Put one object in one request.
 

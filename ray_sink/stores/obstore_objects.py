@@ -15,6 +15,7 @@ from obstore.store import S3Store, from_url
 
 from ray_sink.config import UploadOptions
 from ray_sink.errors import ConfigError, ObjectMissingError, SinkError, StoreError
+from ray_sink.filesystem import Buffer
 from ray_sink.stores import credentials
 from ray_sink.stores.base import ObjectInfo
 from ray_sink.stores.metadata import decoded
@@ -142,11 +143,11 @@ class ObstoreObjects:
         return found
 
     def put(
-        self, path: str, data: bytes, *, metadata: Mapping[str, str], create_only: bool, checksum: str | None
+        self, path: str, data: Buffer, *, metadata: Mapping[str, str], create_only: bool, checksum: str | None
     ) -> None:
         """See `Objects.put`; obstore computes the checksum of `data` itself, once more."""
         with self._errors("put", path):
-            self._client(len(data), checksum=checksum is not None).put(
+            self._client(memoryview(data).nbytes, checksum=checksum is not None).put(
                 path,
                 data,
                 attributes=self._attributes(metadata),

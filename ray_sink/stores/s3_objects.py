@@ -18,6 +18,7 @@ from botocore import exceptions
 
 from ray_sink.checksum import from_base64, to_base64
 from ray_sink.errors import ObjectMissingError, StoreError
+from ray_sink.filesystem import Buffer
 from ray_sink.records import MultipartUpload
 from ray_sink.stores.base import ObjectInfo
 from ray_sink.stores.credentials import S3Source
@@ -64,7 +65,7 @@ class S3Objects:
         self._connecting = threading.Lock()
 
     def put(
-        self, path: str, data: bytes, *, metadata: Mapping[str, str], create_only: bool, checksum: str | None
+        self, path: str, data: Buffer, *, metadata: Mapping[str, str], create_only: bool, checksum: str | None
     ) -> None:
         """See `Objects.put`."""
         arguments = self.creation_arguments(metadata)
@@ -72,7 +73,8 @@ class S3Objects:
             arguments["IfNoneMatch"] = "*"
         if checksum is not None:
             arguments["ChecksumCRC64NVME"] = to_base64(checksum)
-        self.request("put", path, "put_object", Body=data, **arguments)
+        # botocore takes no other buffer
+        self.request("put", path, "put_object", Body=bytes(data), **arguments)
 
     def put_stream(self, path: str, chunks: Iterator[bytes], *, metadata: Mapping[str, str]) -> None:
         """See `Objects.put_stream`; S3 has `ray_sink.stores.multipart` for it."""

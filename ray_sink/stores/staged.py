@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Generator
 from pathlib import Path
+from typing import Final
 
 from ray_sink.checksum import Checksum
 from ray_sink.errors import StagedFileChangedError, StagingError
+from ray_sink.filesystem import Buffer
 from ray_sink.records import FileRecord
+
+_ALLOCATED_BYTES: Final = 2**20
 
 
 def staged_chunks(local: Path, file: FileRecord, chunk_bytes: int) -> Generator[bytes, None, None]:
@@ -49,8 +54,17 @@ def staged_chunks(local: Path, file: FileRecord, chunk_bytes: int) -> Generator[
         )
 
 
-def read_staged(local: Path, file: FileRecord) -> bytes:
-    """The whole of `local` in one buffer, already held against `file`; raises as `staged_chunks` does."""
-    # one byte more than expected shows a file that grew, without reading all that was added
-    chunks = list(staged_chunks(local, file, file.bytes + 1))
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+def read_staged(local: Path, file: FileRecord) -> Buffer:
+    """The whole of `local` in one buffer, already held against `file`; raises as `staged_chunks` does.
+
+    A large one is memory of its own, which goes back to the system with it: the allocator would keep, for each thread,
+    as much as the largest files took, above any budget.
+    """
+    if file.bytes <= _ALLOCATED_BYTES:
+        return b"".join(staged_chunks(local, file, file.bytes + 1))
+    whole = memoryview(mmap.mmap(-1, file.bytes))
+    at = 0
+    for chunk in staged_chunks(local, file, _ALLOCATED_BYTES):
+        whole[at : at + len(chunk)] = chunk
+        at += len(chunk)
+    return whole
