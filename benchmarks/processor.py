@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
+from seaweedfs import SeaweedFS
 
 from benchmarks.measuring import ROUNDS, Figure
 from benchmarks.memory import environment
 from benchmarks.watching import job, look, step
 from benchmarks.works import MiB, embeddings, fields
-from examples.quickstart.seaweedfs import SeaweedFS
 from ray_sink.checksum import checksum_of
 from ray_sink.config import SaveFormat, UploadOptions
 from ray_sink.formats import resolve
