@@ -59,7 +59,7 @@ MUTANTS: Final = (
     Mutant(
         "the folders of final names are not fsynced",
         "staging.py",
-        "        self._sync(touched)\n",
+        "            self._sync({(self.root / temp.file.path).parent for temp in named})\n",
         "",
         POWER,
     ),
