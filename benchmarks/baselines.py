@@ -58,12 +58,9 @@ class Job:
     def _bases(self) -> list[Arrays]:
         if self.work == "W2":
             return [{name: tensor.numpy() for name, tensor in next(volumes(1)).items()}]
-        tensors = {
-            "W1": lambda: list(fields(1)),
-            "W3": lambda: list(embeddings(1)),
-            "W4": lambda: list(mixed(self.count)),
-        }[self.work]()
-        return [{"p": tensor.numpy()} for tensor in tensors]
+        if self.work == "W4":
+            return [{"p": tensor.numpy()} for tensor in mixed(self.count)]
+        return [{"p": next(fields(1)).numpy() if self.work == "W1" else embeddings(1)[0].numpy()}]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Without the outputs: whoever gets the job makes them anew."""
