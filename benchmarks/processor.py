@@ -2,7 +2,7 @@
 
 Driver (the producer), coordinator, writer and uploader are looked at from outside; Ray's own servers are not. Alone is:
 `Format.encode` to a file with its fsync, `ray.put` of the batch, and the store's `put_file`, one after the other in one
-process, uploads as many at a time as an uploader's. Both upload to one S3 server on this machine, whose work is not counted.
+process, uploads as many at a time as an uploader's. Both upload to one S3 server here, whose work is not counted.
 """
 
 from __future__ import annotations
