@@ -101,8 +101,7 @@ def test_a_journal_whose_fsync_failed_ends_its_ledger_and_is_never_synced_again(
 def test_names_in_a_folder_that_cannot_be_synced_are_not_acknowledged_and_are_given_anew(run: Run) -> None:
     """A second fsync that says yes proves nothing about names that were there before the first one."""
     final = final_of(run, VICTIM)
-    # the first one of each thread, and each try to publish has one of its own
-    job = run.disturbed(inject=[Injection("fsync", "error=EIO", "1")], paths=[final.parent])
+    job = run.disturbed(inject=[Injection("fsync", "error=EIO", "1+")], paths=[final.parent])
     assert job.injected()
     assert job.wait() == 1
     assert job.said("failed") == [PLAN.key(number) for number in (0, VICTIM)], "the others have folders of their own"
@@ -117,7 +116,7 @@ def test_names_in_a_folder_that_cannot_be_synced_are_not_acknowledged_and_are_gi
 @pytest.mark.row(16)
 def test_a_folder_whose_own_name_cannot_be_synced_is_made_anew(run: Run) -> None:
     folder = final_of(run, VICTIM).parent
-    job = run.disturbed(inject=[Injection("fsync", "error=EIO", "1")], paths=[folder.parent])
+    job = run.disturbed(inject=[Injection("fsync", "error=EIO", "1+")], paths=[folder.parent])
     assert job.injected()
     assert job.wait() == 1
     assert set(job.said("failed")) == set(PLAN.keys())
