@@ -27,7 +27,8 @@ from ray_sink.formats.loading import load
 from ray_sink.patience import Patience
 from ray_sink.publishing import DecidedPublishing
 from ray_sink.records import Decision, Proposal, Receipt, TempFile
-from ray_sink.staging import Staging, term_name
+from ray_sink.staging import Staging
+from ray_sink.terms import term_name
 from ray_sink.writer import Output, Writer
 
 DIRECT_BARS = {
@@ -48,7 +49,7 @@ class Landing:
         self.root = root
         root.mkdir()
         self.staging = Staging(PosixFilesystem(), root, "run")
-        self.staging.begin_term(_TERM)
+        self.staging.terms.begin(_TERM)
         publishing = DecidedPublishing(
             self.staging,
             _TERM,

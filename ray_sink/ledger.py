@@ -331,7 +331,7 @@ class Ledger:
 
     def _check_term(self) -> None:
         """Once this has passed, whatever was journaled before will be known to all lives to come."""
-        if self._staging.is_fenced(self.term):
+        if self._staging.terms.is_fenced(self.term):
             raise RunFencedError(f"run {self._info.run_id!r} was taken over")
 
     def fence(self, by: str) -> None:

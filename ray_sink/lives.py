@@ -8,7 +8,8 @@ from ray_sink.book import Book, open_record, read_history, read_info
 from ray_sink.errors import RunError, RunFencedError, RunMismatchError
 from ray_sink.journal import Journal
 from ray_sink.records import RunInfo
-from ray_sink.staging import Staging, term_name
+from ray_sink.staging import Staging
+from ray_sink.terms import term_name
 
 _MOST_LIVES = 999
 
@@ -43,7 +44,7 @@ def begin_life(staging: Staging, info: RunInfo, epoch: int) -> Life:
     term = term_name(epoch, lives + 1)
     journal = Journal(fs, staging.journal_dir / term)
     try:
-        staging.begin_term(term)
+        staging.terms.begin(term)
     except FileNotFoundError as error:
         raise RunFencedError(f"run {info.run_id!r} was taken over, and cleared up, while its ledger started") from error
     if max(fs.list(staging.journal_dir)) > term:

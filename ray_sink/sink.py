@@ -141,12 +141,13 @@ class Sink:
             self._store: Any = self._destination
         else:
             self._store = open_store(str(root), UploadOptions())
-        found = read_seal(self._store, self.run_id)
-        if found is not None:
-            check_same_run(found.run, self._info)
-            self._manifest = Manifest(found, read_table(self._store, found), self._upload)
+        self._seal_found()
         owner = Owner(self.run_id, socket.gethostname(), os.getpid(), uuid.uuid4().hex)
         self._claim = claim(places, owner, takeover_s=self._limits.takeover_s, clock=time.monotonic, sleep=time.sleep)
+        # once more: the owner before may have sealed since
+        found = self._seal_found()
+        if found is not None:
+            self._manifest = Manifest(found, read_table(self._store, found), self._upload)
         self._store.sweep()
         options = LedgerOptions(
             on_conflict=self._on_conflict,
@@ -165,6 +166,13 @@ class Sink:
             limits=self._limits,
         )
         self._actors = RunActors(spec, options, self._destination, self._claim)
+
+    def _seal_found(self) -> Seal | None:
+        """The seal of this very run, refused if it is another's."""
+        found = read_seal(self._store, self.run_id)
+        if found is not None:
+            check_same_run(found.run, self._info)
+        return found
 
     def _listing(self) -> Mapping[str, int]:
         """What is at the destination already; looked through once."""

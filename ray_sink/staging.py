@@ -2,22 +2,14 @@
 
 Layout below the staging root::
 
-    <path of an output>                      staged files, under their final names
-    _ray_sink/<run>/journal/<term>           the ledger's journals
-    _ray_sink/<run>/tmp/<term>/<name>        attempts of the present life of the ledger
-    _ray_sink/<run>/fenced/<term>/<older term>/<name>
-                                             what older lives left, in the hands of this one, until it is swept
-
-A *term* is one life of the ledger: epoch and restart, ``000002.001``. A new life first moves the temp folders of all
-earlier ones into its own, with one rename each, then their files out of them, and removes them. Whatever an old writer
-still does then fails, also on a machine that caches names: it can neither create a temp nor publish one; and an old
-ledger that was about to roll forward or sweep finds nothing. That is the fence; no clock and no lock takes part in it.
+    <path of an output>                staged files, under their final names
+    _ray_sink/<run>/journal/<term>     the ledger's journals
+    _ray_sink/<run>/{tmp,fenced}/      temps: see `ray_sink.terms`
+    _ray_sink/<run>/failed/            notes about outputs that the run went on without
 """
 
 from __future__ import annotations
 
-import errno
-import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,22 +20,14 @@ from ray_sink.filesystem import Append, Buffer, Filesystem, NewFile
 from ray_sink.keys import RESERVED
 from ray_sink.probes import is_probe
 from ray_sink.records import FileRecord, Proposal, TempFile
-
-_TERM = re.compile(r"\d{6}\.\d{3}")
-_MOVED = "~"
-_MOST_ROUNDS = 1000
-
-
-def term_name(epoch: int, life: int) -> str:
-    """The term of the ledger's `life`-th start in `epoch`; names sort in the order of time."""
-    return f"{epoch:06d}.{life:03d}"
+from ray_sink.terms import Terms
 
 
 class Staging:
     """One run's part of the staging folder. Knows nothing of what is decided; does as the ledger says.
 
     A writer calls, for each batch: `stage` for every file, `sync_temps` once, then (after the decision) `publish`
-    for the winners and `drop` for the losers. The ledger alone calls `begin_term`, `roll_forward` and `sweep`.
+    for the winners and `drop` for the losers. The ledger alone calls `Terms.begin`, `roll_forward` and `sweep`.
     """
 
     def __init__(self, fs: Filesystem, root: Path, run_id: str) -> None:
@@ -51,8 +35,7 @@ class Staging:
         self.root = root
         self.run_dir = root / RESERVED / run_id
         self.journal_dir = self.run_dir / "journal"
-        self._tmp = self.run_dir / "tmp"
-        self._fenced = self.run_dir / "fenced"
+        self.terms = Terms(fs, root, self.run_dir)
         self._made: set[Path] = set()
 
     def stage(self, term: str, name: str, path: str, chunks: Iterable[Buffer]) -> TempFile:
@@ -78,7 +61,7 @@ class Staging:
                 or will be swept; a later try must use another name.
             Exception: what `write` raised that is no OSError; the temp is gone, too.
         """
-        target = self._tmp / term / name
+        target = self.terms.folder(term) / name
         try:
             file = self.fs.create(target)
         except FileNotFoundError as error:
@@ -120,7 +103,7 @@ class Staging:
     def sync_temps(self, term: str) -> None:
         """Make the names of this term's temps durable. Without it a decided attempt could be lost at a power cut."""
         try:
-            self.fs.sync_dir(self._tmp / term)
+            self.fs.sync_dir(self.terms.folder(term))
         except OSError as error:
             raise StagingError(f"the temp folder of term {term} cannot be synced: {error}") from error
 
@@ -135,7 +118,7 @@ class Staging:
             StagingError: a rename failed and both names were looked at, another file is in the place, or the names
                 could not be made durable.
         """
-        return self._publish(proposals, self._tmp)
+        return self._publish(proposals, self.terms.tmp)
 
     def _publish(self, proposals: Sequence[Proposal], folder: Path) -> list[str]:
         vanished: list[str] = []
@@ -217,7 +200,8 @@ class Staging:
         if self.fs.size(source) is not None:
             self._made.discard(target.parent)
             self._make_parent(target)
-            self._remove_dir_quietly(target)
+            with suppress(OSError):  # an empty folder in a file's place; where it is not, the rename says so
+                self.fs.remove_dir(target)
             try:
                 self.fs.rename(source, target)
             except OSError as again:
@@ -229,18 +213,7 @@ class Staging:
                 f"{target} holds {size} bytes where {file.bytes} were decided: something else writes into the"
                 " staging folder"
             ) from error
-        return size is not None and self._is_there(source.parent)
-
-    def _is_there(self, folder: Path) -> bool:
-        try:
-            self.fs.sync_dir(folder)  # unlike a listing, it tells an empty folder from none
-        except FileNotFoundError:
-            return False
-        return True
-
-    def is_fenced(self, term: str) -> bool:
-        """Whether a newer life has begun. While it has not, all that `term` has journaled so far will be counted."""
-        return not self._is_there(self._tmp / term)
+        return size is not None and self.terms.is_there(source.parent)
 
     def _make_parent(self, target: Path) -> None:
         if target.parent not in self._made:
@@ -251,7 +224,7 @@ class Staging:
         """Remove the temps of attempts that lost."""
         for proposal in proposals:
             for temp in proposal.files:
-                self._remove_quietly(self._tmp / temp.temp)
+                self._remove_quietly(self.terms.tmp / temp.temp)
 
     def holds(self, file: FileRecord) -> bool:
         """Whether exactly this file is staged under its final name; all of it is read."""
@@ -282,59 +255,8 @@ class Staging:
             # what stays behind is swept when the run ends or is taken over
             return
 
-    def begin_term(self, term: str) -> None:
-        """Fence every earlier term, take over what it left, and open a temp folder for this one.
-
-        The caller's journal is there already, and the caller looks for newer ones afterwards: of two lives that begin
-        at once the newer one finds all that the older one makes, or the older one finds the newer one's journal.
-        """
-        mine = self._fenced / term
-        self.fs.make_dirs(self._tmp, below=self.root)
-        self.fs.make_dirs(mine, below=self.root)
-        # in this order: a life that is fenced meanwhile moves folders from the first place to the second
-        self._take(self._tmp, term)
-        for older in self.fs.list(self._fenced):
-            if older < term:
-                self._take(self._fenced / older, term)
-                self.fs.sync_dir(self._fenced / older)
-        self.fs.sync_dir(self._tmp)
-        self.fs.sync_dir(mine)
-        self.fs.make_dirs(self._tmp / term, below=self.root)
-
-    def _take(self, place: Path, term: str) -> None:
-        for name in self.fs.list(place):
-            old = name.removesuffix(_MOVED)
-            if _TERM.fullmatch(old) and old < term:
-                moved = self._fenced / term / (old + _MOVED)
-                try:
-                    self.fs.rename(place / name, moved)
-                except FileNotFoundError:
-                    continue  # another life was faster; where it went is looked at next, or it is newer than we are
-                self._empty(moved, self._fenced / term / old)
-
-    def _empty(self, moved: Path, target: Path) -> None:
-        """Move what is in a folder to another, and remove it.
-
-        A machine that caches names goes by the old one to the folder itself, wherever that is now: only when it is
-        gone nobody can create or publish in it any more.
-        """
-        self.fs.make_dirs(target, below=self.root)
-        for _ in range(_MOST_ROUNDS):
-            for name in self.fs.list(moved):
-                with suppress(FileNotFoundError):  # its writer was faster, and has published it
-                    self.fs.rename(moved / name, target / name)
-            self.fs.sync_dir(target)
-            try:
-                self.fs.remove_dir(moved)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                continue  # a fenced writer has just made another one
-            return
-        raise StagingError(f"{moved} is never empty: somebody goes on writing into it. See that the old job has ended")
-
     def roll_forward(self, term: str, proposals: Iterable[Proposal]) -> list[str]:
-        """Publish what earlier terms decided and did not publish; `begin_term` comes first.
+        """Publish what earlier terms decided and did not publish; `Terms.begin` comes first.
 
         Which those are is told by a listing of the fenced temps alone, never of the world. Of all others only the
         folders are synced: whoever published them may have died before doing so.
@@ -342,8 +264,8 @@ class Staging:
         Returns:
             As `publish`.
         """
-        mine = self._fenced / term
-        left = {f"{old}/{name}" for old in self.fs.list(mine) for name in self.fs.list(mine / old)}
+        mine = self.terms.taken(term)
+        left = self.terms.left(term)
         pending: list[Proposal] = []
         others: set[str] = set()
         for proposal in proposals:
@@ -360,37 +282,11 @@ class Staging:
 
     def sweep(self, term: str, *, finished: bool = False) -> None:
         """Remove the temps of all terms before `term`, when `term` is finished its own, and probes of the dead."""
-        for older in self.fs.list(self._fenced):
-            if older <= term:
-                for inner in self.fs.list(self._fenced / older):
-                    self._clear(self._fenced / older / inner)
-                if finished or older < term:
-                    self._remove_dir_quietly(self._fenced / older)
-        for older in self.fs.list(self._tmp):
-            if older < term or (finished and older == term):
-                self._clear(self._tmp / older)
+        self.terms.sweep(term, finished=finished)
         for name in self.fs.list(self.root / RESERVED):
             if is_probe(name):
                 self.fs.remove(self.root / RESERVED / name)
 
-    def _clear(self, folder: Path) -> None:
-        for name in self.fs.list(folder):
-            self.fs.remove(folder / name)
-        self._remove_dir_quietly(folder)
-
-    def _remove_dir_quietly(self, folder: Path) -> None:
-        try:
-            self.fs.remove_dir(folder)
-        except OSError:
-            # an older life that wakes up may still move something in; it is swept next time
-            return
-
     def temps(self) -> list[str]:
-        """Names of all temps of all terms, for checks and clean-up reports."""
-        folders = [self._tmp, *(self._fenced / term for term in self.fs.list(self._fenced))]
-        return [
-            f"{(folder / term / name).relative_to(self.run_dir)}"
-            for folder in folders
-            for term in self.fs.list(folder)
-            for name in self.fs.list(folder / term)
-        ]
+        """Names of all temps of all terms, below the run's folder, for checks and clean-up reports."""
+        return self.terms.temps()

@@ -15,7 +15,8 @@ from ray_sink.checksum import checksum_of
 from ray_sink.errors import StagingError
 from ray_sink.filesystem import Buffer, NewFile, PosixFilesystem
 from ray_sink.records import FileRecord, Proposal, TempFile
-from ray_sink.staging import Staging, term_name
+from ray_sink.staging import Staging
+from ray_sink.terms import term_name
 
 TERM = term_name(1, 1)
 
@@ -80,7 +81,7 @@ def fs() -> Faulty:
 def staging(tmp_path: Path, fs: Faulty) -> Staging:
     (tmp_path / "s").mkdir()
     made = Staging(fs, tmp_path / "s", "run")
-    made.begin_term(TERM)
+    made.terms.begin(TERM)
     return made
 
 
@@ -239,7 +240,7 @@ def test_dropping_and_freeing_what_is_gone_is_no_error(staging: Staging) -> None
 def test_an_older_life_can_neither_stage_nor_sync_nor_publish(staging: Staging) -> None:
     proposal = staged(staging, "x")
     newer = Staging(PosixFilesystem(), staging.root, "run")
-    newer.begin_term(term_name(1, 2))
+    newer.terms.begin(term_name(1, 2))
     with pytest.raises(StagingError, match="newer owner"):
         staging.stage(TERM, "b.0", "y.pt", [b"y"])
     with pytest.raises(StagingError):
@@ -252,7 +253,7 @@ def test_a_newer_life_publishes_what_was_decided_and_sweeps_the_rest(staging: St
     decided, undecided = staged(staging, "x"), staged(staging, "y")
     newer = Staging(PosixFilesystem(), staging.root, "run")
     term = term_name(1, 2)
-    newer.begin_term(term)
+    newer.terms.begin(term)
     assert newer.roll_forward(term, [decided]) == []
     newer.sweep(term)
     assert shown(staging) == {"x.pt": b"x"}
@@ -285,7 +286,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_fails_one_output_and_the_next_one_fits(small_disk: Path) -> None:
     staging = Staging(PosixFilesystem(), small_disk, "run")
-    staging.begin_term(TERM)
+    staging.terms.begin(TERM)
     with pytest.raises(StagingError, match=r"big\.pt.*No space left"):
         staging.stage(TERM, "a.0", "big.pt", [bytes(2**20)] * 4)
     assert staging.temps() == []

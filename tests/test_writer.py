@@ -34,7 +34,8 @@ from ray_sink.formats.loading import load
 from ray_sink.patience import Patience
 from ray_sink.publishing import FileSlot
 from ray_sink.records import Decision, Proposal, Receipt, State, TempFile, receipt_of
-from ray_sink.staging import Staging, term_name
+from ray_sink.staging import Staging
+from ray_sink.terms import term_name
 from ray_sink.writer import DecidedPublishing, Landed, Output, ReplacePublishing, Writer, check_output
 from tests.waiting import until
 
@@ -102,7 +103,7 @@ class Book:
 def staging(tmp_path: Path) -> Staging:
     (tmp_path / "staging").mkdir()
     made = Staging(PosixFilesystem(), tmp_path / "staging", "run")
-    made.begin_term(TERM)
+    made.terms.begin(TERM)
     return made
 
 
@@ -362,7 +363,7 @@ def test_temps_stay_when_asking_breaks_in_a_way_that_nobody_foresaw(book: Book) 
 
 
 def test_a_writer_that_is_fenced_publishes_nothing_and_says_so_for_each_key(book: Book, tmp_path: Path) -> None:
-    book.staging.begin_term(term_name(2, 1))
+    book.staging.terms.begin(term_name(2, 1))
     for result in a_writer(book).write_batch([Output("k", torch.zeros(1), "a1"), Output("j", torch.zeros(1), "a2")]):
         assert "newer owner" in str(bad(result, StagingError))
     assert final_files(tmp_path / "staging") == []

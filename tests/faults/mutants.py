@@ -52,7 +52,7 @@ MUTANTS: Final = (
     Mutant(
         "the temps' folder is not fsynced before the decision",
         "staging.py",
-        "            self.fs.sync_dir(self._tmp / term)\n        except OSError",
+        "            self.fs.sync_dir(self.terms.folder(term))\n        except OSError",
         "            pass\n        except OSError",
         POWER,
     ),
@@ -103,15 +103,15 @@ MUTANTS: Final = (
     ),
     Mutant(
         "older lives' temps are left where their writers find them",
-        "staging.py",
-        "        self._take(self._tmp, term)\n",
+        "terms.py",
+        "        self._take(self.tmp, term)\n",
         "",
         MODEL,
     ),
     Mutant(
         "a run is sealed by an owner who was fenced",
-        "staging.py",
-        "        return not self._is_there(self._tmp / term)\n",
+        "terms.py",
+        "        return not self.is_there(self.folder(term))\n",
         "        return False\n",
         ("tests/test_ledger.py", "tests/test_staging.py"),
     ),

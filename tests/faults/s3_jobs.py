@@ -84,6 +84,15 @@ class Objects:
         begun: str = self.client.create_multipart_upload(Bucket=self.bucket, Key=name)["UploadId"]
         return begun
 
+    def parts_left(self) -> list[str]:
+        """Names under which an upload that was not completed holds a part."""
+        found = self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
+        return [
+            upload["Key"]
+            for upload in found
+            if self.client.list_parts(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]).get("Parts")
+        ]
+
     def multiparts(self) -> list[str]:
         found = self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
         return [upload["UploadId"] for upload in found]

@@ -14,7 +14,8 @@ import pytest
 from ray_sink.errors import StagingError
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.records import Proposal
-from ray_sink.staging import Staging, term_name
+from ray_sink.staging import Staging
+from ray_sink.terms import term_name
 from tests.cli.conftest import call
 from tests.cli.test_doctor import found, promised
 from tests.faults.glusterfs import GlusterFS
@@ -202,17 +203,17 @@ def test_a_fenced_writer_on_a_mount_that_goes_by_old_names_publishes_nothing(
     with gluster_server.mount(tmp_path / "caching", cached_s=30) as caching:
         here = Staging(PosixFilesystem(), first / "staging", "run")
         there = Staging(PosixFilesystem(), caching / first.name / "staging", "run")
-        here.begin_term(term_name(1, 1))
+        here.terms.begin(term_name(1, 1))
         temps = [there.stage(term_name(1, 1), f"{key}.0", f"{key}.npy", [b"old"]) for key in "ab"]
         there.sync_temps(term_name(1, 1))
         late = [Proposal(key, key, (temp,)) for key, temp in zip("ab", temps, strict=True)]
         there.publish(late[:1])  # all that it needs is in its cache
-        here.begin_term(term_name(2, 1))
+        here.terms.begin(term_name(2, 1))
         assert there.fs.size(there.run_dir / "tmp" / term_name(1, 1)) is None
         assert there.publish(late[1:]) == ["b"]
         with pytest.raises(StagingError):
             there.stage(term_name(1, 1), "c.0", "c.npy", [b"old"])
-        assert there.is_fenced(term_name(1, 1))
+        assert there.terms.is_fenced(term_name(1, 1))
     assert sorted(path.name for path in (first / "staging").glob("*.npy")) == ["a.npy"]
     assert here.roll_forward(term_name(2, 1), late) == []  # what was decided in time is published by the next life
     assert sorted(path.name for path in (first / "staging").glob("*.npy")) == ["a.npy", "b.npy"]

