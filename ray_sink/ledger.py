@@ -193,8 +193,8 @@ class Ledger:
 
     def is_uploaded(self, key: str) -> bool:
         """Whether `key` needs no upload any more."""
-        entry = self._book.entries.get(key)
-        return key in self._book.kept if entry is None else entry.uploaded is not None
+        number = self._book.entries.number_of(key)
+        return key in self._book.kept if number is None else self._book.entries.proof_of(number) is not None
 
     def receipt(self, key: str) -> Receipt | None:
         """The one receipt of `key`, or None while it is not published."""
