@@ -94,7 +94,7 @@ def _seconds(work: Callable[[], object]) -> float:
     work()
     ended.record()
     ended.synchronize()
-    return began.elapsed_time(ended) / 1e3
+    return float(began.elapsed_time(ended)) / 1e3
 
 
 def answer() -> Iterator[Figure]:

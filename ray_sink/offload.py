@@ -26,9 +26,6 @@ from ray_sink.errors import UnsupportedValueError
 from ray_sink.events import ProducerWaited, emit
 from ray_sink.ring import Ring, aligned
 
-# bits are copied, never numbers: there is a kernel for strided integers of every width, and it keeps every NaN
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
-
 
 @dataclass(frozen=True, slots=True)
 class _Place:
@@ -176,11 +173,7 @@ class Offload:
             place, tensor = own[index], tensors[index].detach()
             assert isinstance(place, _Place)
             target = copy[place.begin - segment.begin : place.end - segment.begin]
-            if tensor.is_conj() or tensor.is_neg():
-                pairs.append((target.view(place.dtype).view(place.shape), tensor))
-            else:
-                bits = _BITS[tensor.element_size()]
-                pairs.append((target.view(bits).view(place.shape), tensor.view(bits)))
+            pairs.append((target.view(place.dtype).view(place.shape), tensor))
         stream = self._accelerator.current(segment.device)
         stream.copy(pairs)
         segment.ready = stream.mark()

@@ -59,8 +59,6 @@ class Ring:
         size, need = len(self._memory), max(ALIGN_BYTES, aligned(n_bytes))
         if not self._out:
             return _Piece(0, need, alone=need > size)
-        if self._out[0].alone:
-            return None
         oldest, end = self._out[0].begin, self._out[-1].end
         if end > oldest and end + need <= size:
             return _Piece(end, end + need)

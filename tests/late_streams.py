@@ -13,7 +13,7 @@ import torch
 
 from ray_sink.accelerator import Event, Stream
 
-Operation = Callable[[], None]
+Operation = Callable[[], object]
 _POISON = 0xAA
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -33,6 +34,10 @@ class Road:
 
     def write(self, *tensors: torch.Tensor) -> None:
         self.offload.bring(self.offload.take(tensors), deliver=self._deliver, failed=self.came.put)
+
+    def write_often(self, tensor: torch.Tensor, times: int) -> None:
+        for _ in range(times):
+            self.write(tensor)
 
     def _deliver(self, tensors: Sequence[torch.Tensor]) -> None:
         assert self.held.wait(30)
@@ -65,7 +70,7 @@ def test_a_buffer_may_be_overwritten_when_write_returns(seed: int | None) -> Non
     with road(streams, 12 * KiB) as way:
         buffer = streams.on_device(torch.zeros(1024))
         for number in range(40):
-            streams.compute(lambda number=number: buffer.fill_(number))  # type: ignore[misc]
+            streams.compute(partial(buffer.fill_, number))
             way.write(buffer)
         streams.compute(lambda: buffer.fill_(-1))
         for number in range(40):
@@ -126,8 +131,8 @@ def test_devices_and_host_memory_mix_in_a_batch(seed: int | None) -> None:
         one, other = (streams.on_device(torch.zeros(100), device) for device in ("cuda:0", "cuda:1"))
         host = torch.zeros(3, 2).T
         for number in range(20):
-            streams.compute(lambda number=number: one.fill_(number), "cuda:0")  # type: ignore[misc]
-            streams.compute(lambda number=number: other.fill_(-number), "cuda:1")  # type: ignore[misc]
+            streams.compute(partial(one.fill_, number), "cuda:0")
+            streams.compute(partial(other.fill_, -number), "cuda:1")
             host.fill_(number)
             way.write(host, other, one[:50])
         host.fill_(-1)
@@ -144,7 +149,7 @@ def test_memory_on_the_device_is_bounded_and_the_producer_that_waits_is_counted(
     with road(streams, 8 * KiB) as way:
         way.held.clear()
         field = streams.on_device(torch.zeros(1024))
-        writer = threading.Thread(target=lambda: [way.write(field) for _ in range(6)])
+        writer = threading.Thread(target=way.write_often, args=(field, 6))
         writer.start()
         until(lambda: streams.given_bytes == 8 * KiB)  # two in pinned memory, two on the device, the fifth waits
         assert writer.is_alive()

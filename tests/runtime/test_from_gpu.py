@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,29 +38,31 @@ def test_what_a_gpu_holds_at_the_call_is_saved_in_every_form_of_a_batch(sink: Si
     tickets = []
     with sink.handle() as handle:
         for step in range(3):
-            streams.compute(lambda step=step: (pressure.fill_(step), speed.fill_(step)))  # type: ignore[misc]
+            streams.compute(partial(pressure.fill_, step))
+            streams.compute(partial(speed.fill_, step))
             host.fill_(step)
             rows: list[dict[str, Any]] = [{"p": pressure[row], "u": speed[row, ::2]} for row in range(4)]
             tickets += handle.write_batch([f"{step}/mixed{row}" for row in range(4)], {"p": pressure, "h": host})
             tickets += handle.write_batch([f"{step}/rows{row}" for row in range(4)], rows)
             tickets += handle.write_batch([f"{step}/bare{row}" for row in range(4)], speed)
             tickets.append(handle.write(f"{step}/list", [pressure.T, host]))
-        streams.compute(lambda: (pressure.fill_(-1), speed.fill_(-1)))
+        streams.compute(partial(pressure.fill_, -1))
+        streams.compute(partial(speed.fill_, -1))
         host.fill_(-1)
         receipts = [ticket.result(60) for ticket in tickets]
     assert len(receipts) == 3 * 13
     for receipt in receipts:
         value: Any = ray_sink.load(receipt)
-        step, _, kind = receipt.key.partition("/")
+        written, _, kind = receipt.key.partition("/")
         expected = {
             "mixe": {"p": (8,), "h": (3,)},
             "rows": {"p": (8,), "u": (150, 300)},
             "bare": {"tensor": (300, 300)},
-            "list": {"arr_0": (8, 4), "arr_1": (4, 3)},
+            "list": {0: (8, 4), 1: (4, 3)},
         }[kind[:4]]
-        named = value if isinstance(value, dict) else {"tensor": value}
+        named = value if isinstance(value, dict) else dict(enumerate(value)) if kind == "list" else {"tensor": value}
         assert {name: tuple(tensor.shape) for name, tensor in named.items()} == expected
-        assert all(tensor.eq(int(step)).all() for tensor in named.values())
+        assert all(tensor.eq(int(written)).all() for tensor in named.values())
         assert all(tensor.dtype == torch.bfloat16 for name, tensor in named.items() if name in ("u", "tensor"))
     assert 0 < streams.peak_bytes <= 2**20
     assert streams.given_bytes == 0
