@@ -113,6 +113,7 @@ class Outcome:
         staged_bytes: what lay in staging in the end.
         unacknowledged: outputs of a node that were accepted and not acknowledged, on average.
         loads: the part of the time that each kind of thing worked; above 1 its queue grew.
+        cores_s: seconds of cores, of all nodes.
         staged_s: when all `batches` were acknowledged.
         ended_s: when all of them were uploaded.
     """
@@ -124,6 +125,7 @@ class Outcome:
     staged_bytes: float = 0.0
     unacknowledged: float = 0.0
     loads: dict[str, float] = field(default_factory=dict)
+    cores_s: float = 0.0
     staged_s: float | None = None
     ended_s: float | None = None
 
@@ -201,6 +203,7 @@ class Run:
         outcome.uploaded_bytes_s = (self._uploaded - uploaded) * self._batch_bytes / (seconds / 2)
         outcome.staged_bytes = self._room.used
         outcome.unacknowledged = self._area * plant.batch / seconds / plant.nodes
+        outcome.cores_s = sum(node.cores.busy_s for node in self._nodes)
         outcome.loads = {
             "cores": sum(node.cores.load() for node in self._nodes) / plant.nodes,
             "writers": sum(writer.python.busy_s for node in self._nodes for writer in node.writers)

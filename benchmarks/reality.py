@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
 from typing import Final
 
@@ -14,12 +14,22 @@ import ray
 import torch
 
 from benchmarks.plant import Plant
+from benchmarks.watching import look
 from ray_sink import Limits, SaveFormat, Sink, WriterOptions
 from ray_sink.runtime.handle import SinkHandle
 
 _ROUNDS: Final = 3
 _STORE_BYTES: Final = 1024 * 2**20
 _DEADLINE_S: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """Seconds until all was acknowledged, until all was uploaded, and of CPU until then, Ray's own processes' too."""
+
+    staged_s: float
+    uploaded_s: float
+    cpu_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +58,8 @@ def at_full_speed(work: Work, writers: int) -> Plant:
     )
 
 
-def through(writers: int, works: Sequence[Work]) -> dict[str, tuple[float, float]]:
-    """Seconds until all is acknowledged, and until all is uploaded: medians for each work."""
+def through(writers: int, works: Sequence[Work]) -> dict[str, Took]:
+    """Medians for each work."""
     ray.init(
         address="local",
         num_cpus=4 + writers,
@@ -58,19 +68,22 @@ def through(writers: int, works: Sequence[Work]) -> dict[str, tuple[float, float
         log_to_driver=False,
         configure_logging=False,
     )
-    took: dict[str, list[tuple[float, float]]] = {work.name: [] for work in works}
+    took: dict[str, list[Took]] = {work.name: [] for work in works}
     try:
         for number in range(_ROUNDS + 1):
             for work in works:
-                seconds = _once(writers, work)
+                once = _once(writers, work)
                 if number:
-                    took[work.name].append(seconds)
+                    took[work.name].append(once)
     finally:
         ray.shutdown()
-    return {name: (median(a for a, _ in times), median(b for _, b in times)) for name, times in took.items()}
+    return {
+        name: Took(*(median(getattr(one, field.name) for one in times) for field in fields(Took)))
+        for name, times in took.items()
+    }
 
 
-def _once(writers: int, work: Work) -> tuple[float, float]:
+def _once(writers: int, work: Work) -> Took:
     batch = torch.randn(work.batch, work.output_bytes // 4)
     with (
         tempfile.TemporaryDirectory(prefix="rs-bench-") as staging,
@@ -89,6 +102,7 @@ def _once(writers: int, work: Work) -> tuple[float, float]:
             _write(handle, batch, "warm", number, work.batch)
         handle.flush()
         _until_uploaded(sink, warm * work.batch)
+        began_cpu_s = _cpu_s()
         began_s = time.perf_counter()
         for number in range(work.batches):
             _write(handle, batch, "timed", number, work.batch)
@@ -96,10 +110,15 @@ def _once(writers: int, work: Work) -> tuple[float, float]:
         staged_s = time.perf_counter() - began_s
         _until_uploaded(sink, (warm + work.batches) * work.batch)
         uploaded_s = time.perf_counter() - began_s
+        cpu_s = _cpu_s() - began_cpu_s
     for number in range(0, work.batches, max(1, work.batches // 8)):
         found = sink.manifest  # sealed: every output is there; some are looked at
         assert found.receipt(f"timed/{number:04d}_00").files[0].bytes > work.output_bytes
-    return staged_s, uploaded_s
+    return Took(staged_s, uploaded_s, cpu_s)
+
+
+def _cpu_s() -> float:
+    return sum(found.cpu_s for found in look(os.getpid()).values())
 
 
 def _write(handle: SinkHandle, batch: torch.Tensor, name: str, number: int, count: int) -> None:

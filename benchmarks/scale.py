@@ -99,17 +99,16 @@ def check(costs: Costs) -> Iterator[Figure]:
     for writers in (1, 2, 4):
         real = through(writers, _WORKS)
         for work in _WORKS:
-            staged_s, uploaded_s = real[work.name]
+            took = real[work.name]
             model = Run(at_full_speed(work, writers), costs, batches=work.batches).run(600.0)
-            for what, said_s, took_s in (("staged", model.staged_s, staged_s), ("uploaded", model.ended_s, uploaded_s)):
-                seconds = {"model": said_s or float("nan"), "real": took_s}
-                yield Figure(
-                    "scale",
-                    f"{work.name}, {writers} writer{'s'[: writers > 1]}, all {what}",
-                    seconds["model"] / took_s,
-                    "x real",
-                    seconds=seconds,
-                )
+            for what, said_s, was_s in (
+                ("all staged", model.staged_s, took.staged_s),
+                ("all uploaded", model.ended_s, took.uploaded_s),
+                ("CPU", model.cores_s, took.cpu_s),
+            ):
+                seconds = {"model": float("nan") if said_s is None else said_s, "real": was_s}
+                case = f"{work.name}, {writers} writer{'s'[: writers > 1]}: {what}"
+                yield Figure("scale", case, seconds["model"] / was_s, "x real", seconds=seconds)
 
 
 def about(plant: Plant, costs: Costs) -> Iterator[Figure]:

@@ -1,4 +1,4 @@
-"""Discrete events: a clock that jumps, servers with a queue, budgets, processes, and a journal whose syncs are shared."""
+"""Discrete events: a clock that jumps, servers with queues, budgets, processes, a journal whose syncs are shared."""
 
 from __future__ import annotations
 
