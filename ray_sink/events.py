@@ -175,6 +175,22 @@ class PromiseWeaker:
     advice: str
 
 
+@dataclass(frozen=True, slots=True)
+class ProducerWaited:
+    """A producer that wrote from a GPU has ended: what it stood still for.
+
+    Attributes:
+        place: ``"device"``, where copies of outputs left no room.
+        waited_s: in all, seconds.
+    """
+
+    NAME: ClassVar[str] = "producer_waited"
+    LEVEL: ClassVar[int] = logging.INFO
+
+    place: str
+    waited_s: float
+
+
 def emit(event: Event, logger: logging.Logger | None = None) -> None:
     """Log `event`; cheap where its level is off."""
     logger = logger or _LOGGER
