@@ -248,6 +248,24 @@ class Sink:
 
         return data.wrap(self._context(), model, key=key, columns=columns, **arguments)
 
+    def datasink(self, *, key: str, columns: str | Sequence[str] | None = None) -> ray.data.Datasink[Any]:
+        """The end of a pipeline, for ``ds.write_datasink``: where the model is no class of the user's.
+
+        A write task ends only with the receipts of all its rows. Rows whose key is committed already are dropped; to
+        spare the model them, too, begin the pipeline with `remaining`. Ask for one for each dataset: it has to be
+        written to its end before `close`, else `close` raises `RunIncomplete`.
+
+        Args:
+            key: a column of the dataset, or a template over several.
+            columns: what to save: a column's tensor, a mapping of several, or with None all tensor columns.
+
+        Raises:
+            ConfigError: an argument is wrong.
+        """
+        from ray_sink.runtime import data
+
+        return data.datasink(self._context(), key=key, columns=columns)
+
     def remaining(self, ds: ray.data.Dataset, *, key: str) -> ray.data.Dataset:
         """The rows of `ds` whose outputs are neither staged nor uploaded, before any GPU time is spent."""
         from ray_sink.runtime import data

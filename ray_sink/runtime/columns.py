@@ -57,7 +57,7 @@ def select(columns: str | tuple[str, ...] | None, output: Batch, before: Mapping
 
     Args:
         columns: the user's choice.
-        output: what the model returned.
+        output: what the model returned, or a dataset holds.
         before: the input's columns, as they were before the call.
 
     Raises:
@@ -74,7 +74,7 @@ def select(columns: str | tuple[str, ...] | None, output: Batch, before: Mapping
     names = (columns,) if isinstance(columns, str) else columns
     for name in names:
         if name not in output:
-            raise ConfigError(f"columns names {name!r}, and the model returned {output.describe()}")
+            raise ConfigError(f"columns names {name!r}, and there is {output.describe()}")
         column = output.column(name)
         if output.rows and not is_array(column) and not is_ragged(column):
             raise ConfigError(f"column {name!r} holds {describe(column)}, which is no tensor")

@@ -335,9 +335,9 @@ class Coordinator:
         """Rows that one task of a dataset took in; repeats of the task count once."""
         await self._on_ledger(self._book().rows, dataset_id, f"in:{part}", RowCounts(rows_in, 0, rows_skipped))
 
-    async def rows_out(self, dataset_id: str, part: str, rows_out: int) -> None:
-        """Rows that came back with receipts from one part of a dataset; repeats count once."""
-        await self._on_ledger(self._book().rows, dataset_id, f"out:{part}", RowCounts(0, rows_out, 0))
+    async def rows_ended(self, dataset_id: str, rows: RowCounts) -> None:
+        """What a dataset's driver counted when an execution ended; repeats count once."""
+        await self._on_ledger(self._book().rows, dataset_id, "out:all", rows)
 
     async def dataset_closed(self, dataset_id: str, complete: bool, reason: str | None = None) -> None:
         """A dataset has ended, or was given up for a reason."""

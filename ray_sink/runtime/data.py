@@ -16,6 +16,7 @@ from ray.exceptions import RayTaskError
 from ray_sink.errors import ConfigError
 from ray_sink.runtime.calls import result
 from ray_sink.runtime.columns import check_columns
+from ray_sink.runtime.datasink import SinkDatasink
 from ray_sink.runtime.duplicates import refuse_duplicates
 from ray_sink.runtime.execution import WatchedDataset, unwatch, watch
 from ray_sink.runtime.failing import own_error
@@ -32,8 +33,8 @@ class SinkContext(Protocol):
 
     Attributes:
         coordinator: handle of the coordinator's actor. `dataset_opened` comes first, when the dataset is made;
-            `rows_seen` from its tasks, `rows_out` and `dataset_closed` from its driver when an execution ends. All may
-            be repeated.
+            `rows_seen` from its tasks, `rows_ended` and `dataset_closed` from its driver when an execution ends. All
+            may be repeated.
     """
 
     coordinator: Any
@@ -88,6 +89,18 @@ def remaining(sink: SinkContext, ds: Dataset, *, key: str) -> Dataset:
     return ds.map_batches(stage, batch_size=None, batch_format=None)
 
 
+def datasink(sink: SinkContext, *, key: str, columns: Any = None) -> SinkDatasink:
+    """See `ray_sink.Sink.datasink`."""
+    template, names = KeyTemplate.parse(key), check_columns(columns)
+    return SinkDatasink(
+        sink.handle(needs_goodbye=False),
+        WatchedDataset(sink.coordinator, f"datasink-{uuid.uuid4().hex[:8]}"),
+        Remaining(template, _committed(sink), required=True),
+        template,
+        names,
+    )
+
+
 def manifest_dataset(table: pa.Table) -> Dataset:
     """A manifest's rows as a dataset."""
     return ray.data.from_arrow(table)
@@ -108,8 +121,7 @@ def _made(
     admission = Admission(Remaining(template, _committed(sink), required=False), sink.coordinator, stage.__name__)
     admitted = ds.map_batches(admission, batch_size=None, batch_format=None, **_admission_arguments(ds))
     made = _map_batches(admitted, stage, pool)
-    watched = WatchedDataset(sink.coordinator, stage.__name__, stage.__name__)
-    result(sink.coordinator.dataset_opened.remote(watched.dataset_id))
+    watched = WatchedDataset(sink.coordinator, stage.__name__)
     return watch(made, watched), watched
 
 

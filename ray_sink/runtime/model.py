@@ -13,12 +13,11 @@ from typing import Any, ClassVar
 import pandas as pd
 import pyarrow as pa
 
-from ray_sink.errors import ConfigError, DuplicateKeyError, SinkError
+from ray_sink.errors import ConfigError
 from ray_sink.records import Receipt
 from ray_sink.runtime.batches import Batch, scalars
 from ray_sink.runtime.columns import kept_columns, plain_array, select
-from ray_sink.runtime.coordinator import failed_error
-from ray_sink.runtime.failing import unwrapped
+from ray_sink.runtime.failing import failures_of, one_error, unwrapped
 from ray_sink.runtime.keying import KeyTemplate, duplicate_error, missing_error, require_unique
 from ray_sink.runtime.receipts import SCHEMA, receipt_table
 from ray_sink.runtime.rows import SOURCE
@@ -95,9 +94,9 @@ class SinkStage:
         pieces = await asyncio.wrap_future(turn)
         tickets = [ticket for piece in pieces for ticket in piece.tickets]
         outcomes = await outcomes_of(tickets)
-        failures = _failures_of(tickets, outcomes)
+        failures = failures_of(tickets, outcomes)
         if failures and not await asyncio.to_thread(self.spec.handle.set_aside, failures):
-            raise _one_error(failures)
+            raise one_error(failures)
         left = iter(outcomes)
         tables = [_rows(piece, list(itertools.islice(left, len(piece.tickets)))) for piece in pieces]
         return pa.concat_tables(tables, promote_options="default") if tables else SCHEMA.empty_table()
@@ -259,26 +258,6 @@ def _without(raw: Any, column: str) -> Any:
     if isinstance(raw, pd.DataFrame):
         return raw.drop(columns=[column])
     return {name: values for name, values in raw.items() if name != column}
-
-
-def _failures_of(tickets: Sequence[Ticket], outcomes: Sequence[Outcome]) -> dict[str, Exception]:
-    return {
-        ticket.key: outcome
-        for ticket, outcome in zip(tickets, outcomes, strict=True)
-        if not isinstance(outcome, Receipt)
-    }
-
-
-def _one_error(failures: Mapping[str, Exception]) -> Exception:
-    """One error that names every key that has no receipt."""
-    key, first = next(iter(failures.items()))
-    if len(failures) == 1 and isinstance(first, SinkError) and key in str(first):
-        return first
-    one: SinkError = failed_error({key: str(error) for key, error in failures.items()})
-    if all(isinstance(error, DuplicateKeyError) for error in failures.values()):
-        one = DuplicateKeyError("; ".join(str(error) for error in failures.values()), keys=list(failures))
-    one.__cause__ = first
-    return one
 
 
 def _rows(piece: _Piece, outcomes: Sequence[Outcome]) -> pa.Table:
