@@ -285,4 +285,6 @@ def test_closed_sources_are_known_to_the_next_life(bench: Bench) -> None:
     first.close_sources(["i1", "i2"])
     first.close_sources(["i2", "i3"])
     second = bench.open(epoch=2)
-    assert second.closed_sources() == hash_keys(["i1", "i2", "i2", "i3"]).tobytes()
+    found = second.closed_sources()
+    hashes = {found[at : at + 16] for at in range(0, len(found), 16)}
+    assert hashes == {hash_keys([name]).tobytes() for name in ("i1", "i2", "i3")}

@@ -73,7 +73,7 @@ def test_a_resumed_rollout_leaves_out_whole_sources_and_never_half_ones(tmp_path
 
 
 def test_two_rows_of_one_source_are_refused_beforehand_where_they_can_be_looked_at(tmp_path: Path) -> None:
-    with pytest.raises(DuplicateKeyError, match="have the source 'i1'"), open_sink(tmp_path) as sink:
+    with pytest.raises(DuplicateKeyError, match="have the source 'i0', 'i1'"), open_sink(tmp_path) as sink:
         run(sink, inits(3).union(inits(2)).materialize(), rollout(tmp_path / "ran"))
     assert not (tmp_path / "ran").exists()
 
