@@ -100,7 +100,7 @@ def remaining(sink: SinkContext, ds: Dataset, *, key: str | None = None, source:
     if (key is None) == (source is None):
         raise ConfigError("remaining needs key=… or source=…, as the run has it: what names a row in the dataset")
     stage = _remaining(sink, ds, key, source, required=True)
-    return ds.map_batches(stage, batch_size=None, batch_format=None)
+    return ds.map_batches(stage, batch_size=None, batch_format=None, **_admission_arguments(ds))
 
 
 def _remaining(sink: SinkContext, ds: Dataset, key: str | None, source: str | None, *, required: bool) -> Remaining:
@@ -190,11 +190,11 @@ def _map_batches(ds: Dataset, stage: type[SinkStage], pool: dict[str, Any]) -> D
 
 
 def _admission_arguments(ds: Dataset) -> dict[str, Any]:
-    """Behind a read the stage becomes a part of its tasks. Before materialized blocks it has tasks of its own.
+    """Behind a read, or a function in tasks, the stage becomes a part of its tasks; else it has tasks of its own.
 
     Those must run beside actors that may have taken all CPUs, and there must not be a process for each block.
     """
-    if not isinstance(ds, MaterializedDataset):
+    if isinstance(getattr(ds._logical_plan.dag, "compute", None), TaskPoolStrategy):
         return {}
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return {"num_cpus": 0, "compute": TaskPoolStrategy(size=max(1, cpus // 2))}
