@@ -34,7 +34,8 @@ class Simulation:
     def simulate(self, case: int) -> str:
         """Run one case; returns where its last frame is, once that is safe."""
         feed, kill = 0.030 + 0.002 * (case % 8), 0.062
-        u, v = torch.ones(2, self.size, self.size, device=self.device)
+        u = torch.ones(self.size, self.size, device=self.device)
+        v = torch.zeros_like(u)
         middle = slice(self.size // 2 - 8, self.size // 2 + 8)
         u[middle, middle], v[middle, middle] = 0.5, 0.25
         for frame in range(self.frames):
