@@ -92,7 +92,7 @@ def main() -> None:
     before = killed_half_way(client, submit(client, given, log), given, log)
     print(f"its driver was killed after {before} of {given.outputs} rows were computed; the cluster lives on")
     second = submit(client, given, log)
-    print(f"watch it:  ray-sink status {given.staging}")
+    print(f"watch it:  ray-sink status --staging {given.staging}")
     status = _ended(client, second)
     if status is not JobStatus.SUCCEEDED:
         raise SystemExit(f"{second} {status}:\n{client.get_job_logs(second)}")
