@@ -79,7 +79,12 @@ class SinkDatasink(Datasink[RowCounts]):
         if self._executor is not None:
             return lost_blocks(self._executor)
         # no block ever came: there are no rows, or Ray Data dropped all of them
-        return "wrote nothing" if DataContext.get_current().max_errored_blocks else None
+        may_drop = DataContext.get_current().max_errored_blocks
+        return (
+            "wrote nothing, and Ray Data may have dropped all of it (DataContext.max_errored_blocks)"
+            if may_drop
+            else None
+        )
 
     def _ended(self, rows: RowCounts, reason: str | None) -> None:
         assert self._watched is not None

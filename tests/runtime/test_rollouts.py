@@ -68,6 +68,8 @@ def test_a_resumed_rollout_leaves_out_whole_sources_and_never_half_ones(tmp_path
         assert left(second, inits(6)) == []
     assert sorted(ran_again.read_text().split()) == sorted(todo * STEPS)
     assert sorted(second.manifest) == [f"i{i}/{step:02d}" for i in range(6) for step in range(STEPS)]
+    with open_sink(staging) as sealed:
+        assert left(sealed, inits(6)) == []
     counts = second.manifest.seal.rows
     assert (counts.rows_in, counts.rows_skipped, counts.rows_out) == (6, 6 - len(todo), len(todo) * STEPS)
 
