@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
+import math
 import re
 import sysconfig
 import time
 from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.data
 import torch
 
@@ -35,22 +37,42 @@ def paragraphs(path: str) -> list[str]:
     return [part for part in re.split(r"\n\s*\n", text) if len(part.split()) >= 5]
 
 
-class Embedder:
-    """Latent semantic analysis (Deerwester et al., 1990): tf-idf of a paragraph's words, in the space of most variance.
+@dataclass(frozen=True)
+class Space:
+    """Latent semantic analysis (Deerwester et al., 1990): tf-idf of a text's words, in the space of most variance.
 
-    It is fitted on the first documents, in each actor alike: nothing is downloaded. Any model may be in its place; what
-    the sink asks of it is only that it returns tensors, here one of another length for each document.
+    Attributes:
+        column: place of each word.
+        idf: weight of each word.
+        axes: (words, DIMENSIONS), float32.
     """
 
-    def __init__(self, fitted_on: list[str]) -> None:
-        texts = [part for path in fitted_on for part in paragraphs(path)]
-        seen = Counter(word for text in texts for word in set(_words(text)))
-        self.column = {word: place for place, (word, _) in enumerate(sorted(seen.most_common(VOCABULARY)))}
-        self.idf = torch.tensor([np.log(len(texts) / seen[word]) for word in self.column], dtype=torch.float32)
-        _, _, axes = torch.svd_lowrank(self._weights(texts), q=DIMENSIONS, niter=2)
-        self.axes = axes
+    column: dict[str, int]
+    idf: torch.Tensor
+    axes: torch.Tensor
 
-    def _weights(self, texts: list[str]) -> torch.Tensor:
+    @classmethod
+    def fitted(cls, texts: list[str]) -> Space:
+        """The space of some texts. Fitted elsewhere it would be another one, by rounding: keep it like a checkpoint."""
+        seen = Counter(word for text in texts for word in set(_words(text)))
+        common = sorted(word for word, _ in seen.most_common(VOCABULARY))
+        idf = torch.tensor([math.log(len(texts) / seen[word]) for word in common])
+        raw = cls({word: place for place, word in enumerate(common)}, idf, torch.empty(0))
+        torch.manual_seed(0)
+        _, _, axes = torch.svd_lowrank(raw.weights(texts), q=min(DIMENSIONS, len(texts), len(common)), niter=4)
+        return replace(raw, axes=axes.contiguous())
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash: vectors of different spaces must not be mixed in one run."""
+        return hashlib.sha256(self.axes.numpy().tobytes()).hexdigest()[:16]
+
+    def embed(self, texts: list[str]) -> torch.Tensor:
+        """One vector of length 1 for each text: (texts, DIMENSIONS), float32."""
+        return torch.nn.functional.normalize(self.weights(texts) @ self.axes)
+
+    def weights(self, texts: list[str]) -> torch.Tensor:
+        """Tf-idf of the words of each text: (texts, words)."""
         counts = torch.zeros(len(texts), len(self.column))
         for row, text in enumerate(texts):
             for word in _words(text):
@@ -58,12 +80,18 @@ class Embedder:
                     counts[row, self.column[word]] += 1
         return torch.nn.functional.normalize(counts.log1p() * self.idf)
 
-    def embed(self, texts: list[str]) -> torch.Tensor:
-        """One vector of length 1 for each text: (texts, DIMENSIONS), float32."""
-        return torch.nn.functional.normalize(self._weights(texts) @ self.axes)
+
+class Embedder:
+    """What Ray Data runs. Any model may be in its place: the sink asks only that it returns tensors.
+
+    Here they are of another length for each document.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        vectors = [self.embed(paragraphs(path)) for path in batch["path"]]
+        vectors = [self.space.embed(paragraphs(path)) for path in batch["path"]]
         return {"name": batch["name"], "vectors": vectors, "paragraphs": [len(vector) for vector in vectors]}
 
 
@@ -90,20 +118,30 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=1, help="actors with a model each (%(default)s)")
     parser.add_argument("--dest", default="runs/embeddings", help="any fsspec URL or folder (%(default)s)")
     parser.add_argument("--staging", type=Path, default=Path("runs/embeddings-staging"), help="a folder that all see")
+    parser.add_argument("--space", type=Path, default=Path("runs/embeddings.pt"), help="the fitted model (%(default)s)")
     parser.add_argument("--query", default="compress a file and write it to disk", help="what to look for at the end")
     given = parser.parse_args()
 
     found = documents(given.root, given.suffix, given.documents)
-    fitted_on = [row["path"] for row in found[:FITTED_ON]]
+    if not given.space.exists():
+        given.space.parent.mkdir(parents=True, exist_ok=True)
+        texts = [part for row in found[:FITTED_ON] for part in paragraphs(row["path"])]
+        torch.save(asdict(Space.fitted(texts)), given.space)
+    space = Space(**torch.load(given.space))
     given.staging.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with Sink(given.dest, staging=given.staging.resolve(), save_format=SaveFormat.SAFETENSORS) as sink:
+    with Sink(
+        given.dest,
+        staging=given.staging.resolve(),
+        fingerprint=space.fingerprint,
+        save_format=SaveFormat.SAFETENSORS,
+    ) as sink:
         receipts = sink.run(
             ray.data.from_items(found),
             Embedder,
             key="name",
             columns="vectors",
-            fn_constructor_args=(fitted_on,),
+            fn_constructor_args=(space,),
             batch_size=16,
             compute=ray.data.ActorPoolStrategy(size=given.actors),
         )
@@ -111,7 +149,7 @@ def main() -> None:
     manifest = ray_sink.open(given.dest)
     print(f"{done} of {len(found)} documents embedded in {time.monotonic() - began:.1f} s, {len(manifest)} are there")
 
-    query = Embedder(fitted_on).embed([given.query])[0]
+    query = space.embed([given.query])[0]
     ranked = sorted(((_best(manifest.load(row["name"]), query), row) for row in found), key=lambda hit: -hit[0][0])
     print(f"Nearest to {given.query!r}:")
     for (likeness, place), row in ranked[:3]:
