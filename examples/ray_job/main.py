@@ -79,7 +79,7 @@ def main() -> None:
     given.staging.mkdir(parents=True, exist_ok=True)
     if "://" not in given.dest:
         given.dest = str(Path(given.dest).resolve())  # the job runs in a folder of its own
-    log = given.staging / "computed.txt"
+    log = given.staging.with_name(f"{given.staging.name}.log")  # the staging folder is the sink's alone
     log.unlink(missing_ok=True)
 
     given.own = not given.address
