@@ -360,7 +360,7 @@ class Coordinator:
 
     def _sharing_sources(self, dataset_id: str) -> int:
         """How many rows have the source of an earlier one: closed by one of them, the others would be skipped."""
-        executions = self._sources.pop(dataset_id, {}).values()
+        executions = self._sources.get(dataset_id, {}).values()
         found = (np.concatenate(list(places.values())) for places in executions)
         return max((len(hashes) - len(np.unique(hashes)) for hashes in found), default=0)
 
