@@ -30,7 +30,15 @@ def submit(client: JobSubmissionClient, given: argparse.Namespace, log: Path) ->
     command += ["--outputs", given.outputs, "--actors", given.actors, "--dest", given.dest]
     command += ["--staging", given.staging, "--log", log]
     entrypoint = " ".join(shlex.quote(str(part)) for part in command)
-    job_id: str = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(HERE)})
+    for left in reversed(range(60)):
+        try:
+            job_id: str = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(HERE)})
+            break
+        except RuntimeError as error:
+            # a cluster that has only just started: its node's agent comes up after the dashboard
+            if not left or "No available agent" not in str(error):
+                raise
+            time.sleep(1)
     print(f"submitted {job_id}: {entrypoint}")
     return job_id
 

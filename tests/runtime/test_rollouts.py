@@ -88,9 +88,14 @@ def test_two_rows_of_one_source_keep_the_run_open_where_they_are_computed(tmp_pa
 
 
 def test_two_sources_under_one_key_are_an_error(tmp_path: Path) -> None:
-    (staging := tmp_path / "staging").mkdir()
-    with pytest.raises(DuplicateKeyError, match="two different rows"), open_sink(staging) as sink:
-        run(sink, inits(2), rollout(tmp_path / "ran"), key="step/{step:02d}")
+    """Also where the rows of a call are not those of its input: by the source that each output names."""
+
+    def model(given: dict[str, Any]) -> dict[str, Any]:
+        steps = np.tile(np.arange(STEPS), len(given["init_id"]))
+        return {"init_id": np.repeat(given["init_id"], STEPS), "step": steps, "u": np.ones((len(steps), 4))}
+
+    with pytest.raises(DuplicateKeyError, match="two different rows"), open_sink(tmp_path) as sink:
+        run(sink, inits(2), model, key="step/{step:02d}")
 
 
 def test_a_source_with_an_output_that_failed_is_not_done(tmp_path: Path) -> None:
