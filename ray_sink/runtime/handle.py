@@ -403,6 +403,10 @@ class SinkHandle:
         if failed and not self.set_aside(failed):
             raise failed_error({key: str(error) for key, error in failed.items()})
 
+    def close_sources(self, sources: Sequence[str]) -> None:
+        """Say that all outputs of these input rows have their receipts: a resumed run need not compute them again."""
+        self._ask(self._coordinator.close_sources.remote(sources))
+
     def set_aside(self, failures: Mapping[str, BaseException]) -> bool:
         """Have outputs that failed counted against ``Limits.max_failures``.
 
