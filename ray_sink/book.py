@@ -8,7 +8,8 @@ The records, by their one name each (a file holds any number of them after its `
 ``decided``    a batch of ``[key, attempt, source, notes, [[temp, path, bytes, checksum], …]]``
 ``kept``       a batch of ``[key, [[path, bytes], …]]`` where another run's output stayed
 ``uploaded``   a batch of ``[term, seq of the decided record, [index, …], verification]``, and whose uploader's it is
-``multipart``  ``[path, upload id]`` of a multipart upload that is about to send its first part
+``multipart``  path and upload id of a multipart upload that is about to send its first part
+``aborted``    upload id of a multipart upload that is gone
 ``failed``     failures of outputs, reason by key, that the run may go on without
 ``producer``   a producer's name; ``goodbye``: its name, its number of tickets, its failures
 ``dataset``    a dataset's id and state; ``rows``: the row counts of one of its parts
@@ -146,6 +147,9 @@ class Book:
     def _apply_multipart(self, record: Mapping[str, Any], seq: int) -> None:
         upload = MultipartUpload(record["path"], record["upload_id"])
         self.multiparts[upload.upload_id] = upload
+
+    def _apply_aborted(self, record: Mapping[str, Any], seq: int) -> None:
+        self.multiparts.pop(record["upload_id"], None)
 
     def _apply_producer(self, record: Mapping[str, Any], seq: int) -> None:
         self.closing = False

@@ -75,11 +75,5 @@ def test_a_record_that_the_next_file_repeats_counts_once() -> None:
     history = read_history(bench.staging.fs, bench.staging.journal_dir)
     tally = read_into(Tally(), bench.staging.fs, bench.staging.journal_dir).book
     again = {"epoch": 1, "term": ledger.term, "seq": 1, "record": _decided("a")}
-    tally.apply(
-        {
-            **open_record(INFO, 2, "000002.001", read_history(bench.staging.fs, bench.staging.journal_dir)),
-            "again": again,
-        },
-        0,
-    )
+    tally.apply({**open_record(INFO, 2, "000002.001", history), "again": again}, 0)
     assert tally.decided == 2
