@@ -8,7 +8,8 @@ The records, by their one name each (a file holds any number of them after its `
 ``decided``    a batch of ``[key, attempt, source, notes, [[temp, path, bytes, checksum], …]]``
 ``kept``       a batch of ``[key, [[path, bytes], …]]`` where another run's output stayed
 ``uploaded``   a batch of ``[term, seq of the decided record, [index, …], verification]``, and whose uploader's it is
-``multipart``  ``[path, upload id]`` of a multipart upload that is about to send its first part
+``multipart``  path and upload id of a multipart upload that is about to send its first part
+``aborted``    upload id of a multipart upload that is gone
 ``failed``     failures of outputs, reason by key, that the run may go on without
 ``producer``   a producer's name; ``goodbye``: its name, its number of tickets, its failures
 ``dataset``    a dataset's id and state; ``rows``: the row counts of one of its parts
@@ -27,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ray_sink.entries import Entries, record_of
 from ray_sink.errors import JournalCorruptError
@@ -118,12 +119,15 @@ class Book:
     def _apply_decided(self, record: Mapping[str, Any], seq: int) -> None:
         self.closing = False
         self.entries.append(self.term, seq, record["batch"])
+        self._count_conflicts(record)
+
+    def _count_conflicts(self, record: Mapping[str, Any]) -> None:
         self.conflicts = ConflictCounts(**record["conflicts"])
 
     def _apply_kept(self, record: Mapping[str, Any], seq: int) -> None:
         for key, files in record["batch"]:
             self.kept[key] = tuple(FileRecord(path, size, "") for path, size in files)
-        self.conflicts = ConflictCounts(**record["conflicts"])
+        self._count_conflicts(record)
 
     def _apply_uploaded(self, record: Mapping[str, Any], seq: int) -> None:
         # an uploader frees these before it reports others
@@ -133,7 +137,7 @@ class Book:
             last += numbers
             if self.multiparts:
                 self._end_multiparts(numbers)
-        self.conflicts = ConflictCounts(**record["conflicts"])
+        self._count_conflicts(record)
 
     def _end_multiparts(self, numbers: Sequence[int]) -> None:
         paths = {temp.file.path for number in numbers for temp in self.entries[number].proposal.files}
@@ -146,6 +150,9 @@ class Book:
     def _apply_multipart(self, record: Mapping[str, Any], seq: int) -> None:
         upload = MultipartUpload(record["path"], record["upload_id"])
         self.multiparts[upload.upload_id] = upload
+
+    def _apply_aborted(self, record: Mapping[str, Any], seq: int) -> None:
+        self.multiparts.pop(record["upload_id"], None)
 
     def _apply_producer(self, record: Mapping[str, Any], seq: int) -> None:
         self.closing = False
@@ -214,8 +221,11 @@ class Book:
         return sum((rows for (name, _), rows in self.parts.items() if name in mine), RowCounts())
 
 
+BookT = TypeVar("BookT", bound=Book)
+
+
 @dataclass(slots=True)
-class History:
+class History(Generic[BookT]):
     """A run's journals, read back.
 
     Attributes:
@@ -225,19 +235,25 @@ class History:
         names: every journal file that is there, also those that do not count.
     """
 
-    book: Book = field(default_factory=Book)
+    book: BookT
     parts: list[JournalPart] = field(default_factory=list)
     again: dict[str, Any] | None = None
     names: list[str] = field(default_factory=list)
 
 
-def read_history(fs: Filesystem, journal_dir: Path, *, live: bool = False) -> History:
-    """Read what a run decided.
+def read_history(fs: Filesystem, journal_dir: Path, *, live: bool = False) -> History[Book]:
+    """Read what a run decided; see `read_into`."""
+    return read_into(Book(), fs, journal_dir, live=live)
+
+
+def read_into(book: BookT, fs: Filesystem, journal_dir: Path, *, live: bool = False) -> History[BookT]:
+    """Read what a run decided into an empty book.
 
     The newest file that has its ``open`` record says which older files count and how far: what a fenced ledger wrote
     behind its successor's back is not among them, and was never acknowledged.
 
     Args:
+        book: takes in the records.
         fs: the staging filesystem.
         journal_dir: the run's journal folder; may be missing.
         live: a ledger may be writing (the command line looks on): stop at what does not make sense yet.
@@ -245,8 +261,7 @@ def read_history(fs: Filesystem, journal_dir: Path, *, live: bool = False) -> Hi
     Raises:
         JournalCorruptError: a record is damaged.
     """
-    history = History(names=fs.list(journal_dir))
-    book = history.book
+    history = History(book, names=fs.list(journal_dir))
     for name in reversed(history.names):
         records = read_journal(fs.read(journal_dir / name), name=name, live=live)
         first = next(records, None)
@@ -285,7 +300,7 @@ def read_info(fs: Filesystem, journal_dir: Path) -> RunInfo | None:
     return None
 
 
-def open_record(info: RunInfo, epoch: int, term: str, history: History) -> dict[str, Any]:
+def open_record(info: RunInfo, epoch: int, term: str, history: History[Book]) -> dict[str, Any]:
     """The first record of a journal file, which goes on where `history` ends."""
     return {
         "is": "open",

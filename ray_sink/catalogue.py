@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_sink.book import Book, read_history
+from ray_sink.book import Book, read_history, read_into
 from ray_sink.deciding import kept_receipt
 from ray_sink.errors import RunError, StagingError
 from ray_sink.filesystem import Filesystem
 from ray_sink.keys import RESERVED
-from ray_sink.manifest import SUCCESS, ManifestFile, Seal, from_parquet, read_partial_seal, read_seal
+from ray_sink.manifest import SUCCESS, ManifestFile, Seal, from_parquet, read_partial_seal, read_seal, receipt_from
 from ray_sink.ownership import owner_of
 from ray_sink.records import Receipt, State, receipt_of
 from ray_sink.staging import Staging
 from ray_sink.stores.base import SmallObjects
+from ray_sink.tally import Tally
 
 
 def sealed_runs(store: SmallObjects) -> list[str]:
@@ -52,11 +53,33 @@ def manifest_receipts(store: SmallObjects, file: ManifestFile) -> Iterator[Recei
         RunError: it is not the file that was sealed.
         ObjectMissingError: it is gone.
     """
+    return from_parquet(_sealed_bytes(store, file))
+
+
+def find_sealed(store: SmallObjects, seal: Seal, prefix: str) -> Iterator[Receipt]:
+    """The receipts of a sealed run whose keys begin with `prefix`, in order.
+
+    Raises:
+        RunError: a manifest file is not the one that was sealed.
+        ObjectMissingError: it is gone.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    for file in seal.manifest:
+        # keys are in order: row groups that hold none of these are not decoded
+        near = [("key", ">=", prefix), ("key", "<=", prefix + "\U0010ffff")]
+        table = pq.read_table(pa.BufferReader(_sealed_bytes(store, file)), filters=near)
+        yield from map(receipt_from, table.filter(pc.starts_with(table["key"], prefix)).to_pylist())
+
+
+def _sealed_bytes(store: SmallObjects, file: ManifestFile) -> bytes:
     data = store.get_bytes(file.path)
     told = file.path.rpartition("-")[2].partition(".")[0]
     if len(data) != file.bytes or hashlib.sha256(data).hexdigest()[: len(told)] != told:
         raise RunError(f"{file.path} is not the file that was sealed: its bytes were changed or cut off")
-    return from_parquet(data)
+    return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,3 +195,31 @@ def staged_receipts(book: Book) -> Iterator[Receipt]:
             yield receipt_of(entry.proposal, State.UPLOADED, book.info.dest or "", entry.uploaded)
         else:
             yield receipt_of(entry.proposal, State.STAGED, book.info.staging)
+
+
+def find_staged(fs: Filesystem, root: Path, run_id: str, prefix: str) -> Tally:
+    """A run's journal, searched for the keys that begin with `prefix`; for `found_receipts`.
+
+    Raises:
+        RunError: the journal has no record yet.
+    """
+    tally = Tally(lambda key: key.startswith(prefix))
+    read_into(tally, fs, Staging(fs, root, run_id).journal_dir, live=True)
+    if tally.info is None:
+        raise RunError(f"run {run_id!r} has decided nothing yet")
+    tally.kept = {key: files for key, files in tally.kept.items() if key.startswith(prefix)}
+    return tally
+
+
+def found_receipts(tally: Tally) -> list[Receipt]:
+    """What a journal says of the keys that were looked for, in order; one that is decided counts as staged."""
+    info = tally.info
+    assert info is not None
+    found = [
+        receipt_of(one.proposal, State.STAGED, info.staging)
+        if one.uploaded is None
+        else receipt_of(one.proposal, State.UPLOADED, info.dest or "", one.uploaded)
+        for one in tally.found
+    ]
+    kept = [kept_receipt(key, files, info) for key, files in tally.kept.items()]
+    return sorted([*found, *kept], key=lambda receipt: receipt.key)

@@ -228,6 +228,10 @@ class Ledger:
         """Journal a multipart upload before its first part is sent."""
         self._write({"is": "multipart", "path": upload.path, "upload_id": upload.upload_id})
 
+    def multipart_aborted(self, upload: MultipartUpload) -> None:
+        """Journal that an upload of `abandoned_multiparts` is gone."""
+        self._write({"is": "aborted", "upload_id": upload.upload_id})
+
     def uploaded(self, outcomes: Sequence[UploadOutcome]) -> list[FileRecord]:
         """Journal a batch of uploads with one record; failed ones become failures of the run. May be repeated.
 

@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ray_sink.errors import ObjectExistsError, ObjectMissingError, RunFencedError, RunOwnedError, SinkError
 from ray_sink.events import ReleaseMissed, emit
@@ -149,11 +149,15 @@ class Sighting:
         owner: whose it is.
         epoch: its number.
         released: the owner left in good order; False says only that it did not.
+        beat: its counter, as it stands.
+        note: what it said about its run when it moved the counter on last, JSON; None where it said nothing.
     """
 
     owner: Owner
     epoch: int
     released: bool
+    beat: bytes | None
+    note: Any
 
 
 def owner_of(store: SmallObjects) -> Sighting | None:
@@ -161,7 +165,17 @@ def owner_of(store: SmallObjects) -> Sighting | None:
     place = StorePlace(store)
     top = _top(place)
     raw = place.get(f"epoch-{top:06d}") if top else None
-    return Sighting(Owner(**json.loads(raw)), top, f"released-{top:06d}" in place.names()) if raw else None
+    if not raw:
+        return None
+    beat = place.get(f"beat-{top:06d}")
+    note = (beat or b"").partition(b"\n")[2]
+    said = json.loads(note) if note else None
+    return Sighting(Owner(**json.loads(raw)), top, f"released-{top:06d}" in place.names(), beat, said)
+
+
+def beat_path(epoch: int) -> str:
+    """Path of an owner's counter below its root."""
+    return f"{_FOLDER}/beat-{epoch:06d}"
 
 
 class Claim:
@@ -173,8 +187,11 @@ class Claim:
         self._places = places
         self._count = 0
 
-    def beat(self) -> None:
+    def beat(self, note: str = "") -> None:
         """Move the counters on, and see whether anybody has taken over.
+
+        Args:
+            note: for `Sighting.note`, JSON.
 
         Raises:
             RunFencedError: a newer epoch exists; stop.
@@ -182,7 +199,7 @@ class Claim:
         self._count += 1
         for place in self._places:
             self.check(place)
-            place.put(f"beat-{self.epoch:06d}", str(self._count).encode())
+            place.put(f"beat-{self.epoch:06d}", f"{self._count}\n{note}".encode())
 
     def check(self, place: Place) -> None:
         """Raise `RunFencedError` if a newer epoch is claimed at `place`."""

@@ -96,7 +96,7 @@ class Manifest:
         """
         run = self.seal.run
         split = DictMode(run.dict_mode) is DictMode.SPLIT
-        return _load_receipt(self.receipt(key), self._store, save_format, split=split)
+        return load_receipt(self.receipt(key), self._store, save_format, split=split)
 
     @cached_property
     def _store(self) -> Store:
@@ -207,7 +207,7 @@ def load(
         if first.uri is None or not first.uri.endswith(first.path):
             raise ConfigError(f"the receipt of {source.key!r} does not say where its files are")
         store = open_store(first.uri.removesuffix(first.path).rstrip("/"), upload)
-        return _load_receipt(source, store, save_format, split=len(source.files) > 1)
+        return load_receipt(source, store, save_format, split=len(source.files) > 1)
     folder, _, name = str(source).rpartition("/")
     if not folder and not str(source).startswith("/"):
         folder = "."
@@ -215,7 +215,13 @@ def load(
     return _decode(store.get_bytes(name), name, save_format)
 
 
-def _load_receipt(receipt: Receipt, store: Store, save_format: SaveFormat | Format | None, *, split: bool) -> Value:
+def load_receipt(receipt: Receipt, store: Store, save_format: SaveFormat | Format | None, *, split: bool) -> Value:
+    """The value of a receipt whose files are in `store`, checked against it.
+
+    Raises:
+        StoreError: a file is not there, or not what the receipt says.
+        ConfigError: no built-in format has that suffix, and `save_format` names none.
+    """
     values = {}
     for file in receipt.files:
         data = store.get_bytes(file.path)

@@ -22,7 +22,7 @@ from ray_sink.filesystem import PosixFilesystem
 from ray_sink.heart import Heart
 from ray_sink.ledger import Ledger, LedgerOptions
 from ray_sink.manifest import Seal, read_seal, seal
-from ray_sink.ownership import FolderPlace, Owner, Place, StorePlace, claim
+from ray_sink.ownership import Claim, FolderPlace, Owner, Place, StorePlace, claim
 from ray_sink.places import checked_dest
 from ray_sink.records import MultipartUpload, RunInfo, RunStatus, UploadOutcome
 from ray_sink.staging import Staging
@@ -70,6 +70,21 @@ def journaled_run(root: Path, run_id: str, dest: str | None) -> RunInfo:
     return info
 
 
+def claimed(root: Path, info: RunInfo, store: Store, takeover_s: float) -> Claim:
+    """Claim a run's roots for this process; see `ray_sink.ownership.claim`.
+
+    Raises:
+        RunOwnedError: a live driver owns one of them; nothing was changed.
+        DestinationError: the destination cannot be reached or written.
+    """
+    places: list[Place] = [FolderPlace(PosixFilesystem(), root)]
+    if info.dest is not None and store.probe().create_only:
+        # as a Sink does: a store that keeps its word comes first
+        places.insert(0, StorePlace(store))
+    owner = Owner(info.run_id, socket.gethostname(), os.getpid(), uuid.uuid4().hex)
+    return claim(places, owner, takeover_s=takeover_s, clock=time.monotonic, sleep=time.sleep)
+
+
 class Recovery:
     """One run of one staging folder, owned for as long as the ``with`` block lasts.
 
@@ -112,12 +127,7 @@ class Recovery:
         self._sealed = False
 
     def __enter__(self) -> Self:
-        places: list[Place] = [FolderPlace(self._fs, self._root)]
-        if self.info.dest is not None and self._store.probe().create_only:
-            # as a Sink does: a store that keeps its word comes first
-            places.insert(0, StorePlace(self._store))
-        owner = Owner(self.info.run_id, socket.gethostname(), os.getpid(), uuid.uuid4().hex)
-        self._claim = claim(places, owner, takeover_s=self._takeover_s, clock=time.monotonic, sleep=time.sleep)
+        self._claim = claimed(self._root, self.info, self._store, self._takeover_s)
         try:
             # the owner before us may have sealed it while we waited
             if read_seal(self._store, self.info.run_id) is not None:
@@ -163,6 +173,8 @@ class Recovery:
             return done
         for begun in self._ledger.abandoned_multiparts:
             self._store.abort(begun)
+            with self._lock:
+                self._ledger.multipart_aborted(begun)
         done = Uploads(0, 0, 0, len(self._ledger.abandoned_multiparts), {})
         outcomes: queue.SimpleQueue[UploadOutcome] = queue.SimpleQueue()
         held: set[str] = set()

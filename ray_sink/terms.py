@@ -143,6 +143,11 @@ class Terms:
         with suppress(OSError):
             self._fs.remove_dir(folder)
 
+    def folders(self) -> list[str]:
+        """Names of all folders of temps of all terms, below the run's folder."""
+        places = [self.tmp, self._fenced]
+        return [f"{place.name}/{term}" for place in places for term in self._fs.list(place)]
+
     def temps(self) -> list[str]:
         """Names of all temps of all terms, below the run's folder."""
         folders = [self.tmp, *(self._fenced / term for term in self._fs.list(self._fenced))]

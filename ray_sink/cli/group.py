@@ -9,8 +9,11 @@ import click
 from ray_sink import __version__
 from ray_sink.cli.diagnosing import doctor
 from ray_sink.cli.listing import ls
+from ray_sink.cli.showing import show
+from ray_sink.cli.sweeping import sweep
 from ray_sink.cli.uploading import upload
 from ray_sink.cli.verifying import verify
+from ray_sink.cli.watching import status
 from ray_sink.errors import ConfigError, InvalidKeyError, SinkError
 
 OK, NO, USAGE = 0, 1, 2
@@ -57,5 +60,5 @@ def main() -> None:
     """  # noqa: D301 - click wants the character
 
 
-for _command in (ls, verify, upload, doctor):
+for _command in (status, ls, show, verify, upload, sweep, doctor):
     main.add_command(_command)

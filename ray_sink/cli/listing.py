@@ -64,7 +64,7 @@ def ls(
         if run_id is None and not prefix:
             _print_runs(dest, [seal_of(store, name) for name in sealed_runs(store)], as_json=as_json)
             return
-        seal = seal_of(store, run_id if run_id is not None else _only_run(store))
+        seal = seal_of(store, run_id if run_id is not None else only_run(store))
         receipts = (receipt for file in seal.manifest for receipt in manifest_receipts(store, file))
         head: dict[str, object] = {"dest": dest, "run_id": seal.run.run_id}
         _print_outputs(head, receipts, prefix, long_=long_, as_json=as_json)
@@ -72,7 +72,8 @@ def ls(
         store.close()
 
 
-def _only_run(store: Store) -> str:
+def only_run(store: Store) -> str:
+    """The only sealed run at a destination."""
     from ray_sink.catalogue import sealed_runs
     from ray_sink.errors import RunError
 

@@ -15,7 +15,7 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
     assert answer.code == 0
     assert all(name in answer.out for name in ("ls", "verify", "upload", "doctor", "Exit codes"))
     assert call("--version").out.strip().endswith(ray_sink.__version__)
-    for name in ("ls", "verify", "upload", "doctor"):
+    for name in ("status", "ls", "show", "verify", "upload", "sweep", "doctor"):
         assert "JSON: {" in call(name, "--help").out
 
 
