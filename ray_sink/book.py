@@ -202,11 +202,13 @@ class Book:
         ]
         ran = any(d.epoch == self.epoch for d in self.datasets.values())
         left = any(d.epoch < self.epoch and d.state is not DatasetState.COMPLETE for d in self.datasets.values())
-        if left and not ran:
+        # a driver that came to its end with nothing unfinished has answered for all before it
+        ended = self.closing or self.sealing
+        if left and not (ran or ended):
             reasons.append("an earlier driver left a dataset unfinished, and this one ran none: run the script again")
         reasons += [f"producer {name} never closed its handle" for name in self.open_producers()]
         wrote = any(epoch == self.epoch for epoch in self.goodbyes.values())
-        if any(epoch < self.epoch for epoch in self.producers.values()) and not (wrote or ran):
+        if any(epoch < self.epoch for epoch in self.producers.values()) and not (wrote or ran or ended):
             reasons.append("producers of an earlier driver never closed their handles, and this driver had none")
         return reasons
 

@@ -232,6 +232,19 @@ def test_what_an_older_epoch_left_open_counts_until_this_one_worked(bench: Bench
     assert ledger.status().unfinished == ()
 
 
+def test_what_a_driver_has_answered_for_at_its_end_is_asked_of_none_after_it(bench: Bench) -> None:
+    ledger = bench.open()
+    ledger.producer_opened("p")
+    ledger.dataset("d", DatasetState.OPEN)
+    ledger = bench.open(epoch=2)
+    ledger.dataset("e", DatasetState.COMPLETE)
+    ledger.closing()
+    ledger = bench.open(epoch=3)
+    assert ledger.status().unfinished == (), "a sealed run is opened and closed again"
+    ledger.dataset("f", DatasetState.OPEN)
+    assert any("earlier driver" in reason for reason in bench.open(epoch=4).status().unfinished)
+
+
 def test_staging_again_under_a_name_leaves_the_first_file_which_may_be_decided(bench: Bench) -> None:
     ledger = bench.open()
     proposal = bench.stage(ledger, "a")
