@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-import ray
+from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import ray_sink
@@ -93,8 +93,10 @@ def main() -> None:
     given.own = not given.address
     if given.own:
         print("Starting a Ray cluster on this machine …")
-        context = ray.init(address="local", include_dashboard=True, log_to_driver=False)
-        given.address = f"http://{context.dashboard_url}"
+        # not ray.init(): its agent, which takes jobs, wants one fixed port, and another Ray on this machine has it
+        ports = {"dashboard_port": None, "dashboard_agent_listen_port": 0}  # any that are free
+        cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": True, **ports})
+        given.address = f"http://{cluster.head_node.webui_url}"
     client = JobSubmissionClient(given.address)
 
     before = killed_half_way(client, submit(client, given, log), given, log)
@@ -104,7 +106,8 @@ def main() -> None:
     status = _ended(client, second)
     if status is not JobStatus.SUCCEEDED:
         raise SystemExit(f"{second} {status}:\n{client.get_job_logs(second)}")
-    ray.shutdown()
+    if given.own:
+        cluster.shutdown()
 
     manifest = ray_sink.open(given.dest)
     again = _computed(log) - given.outputs

@@ -24,7 +24,7 @@ from ray_sink.runtime.handle import SinkHandle
 from ray_sink.runtime.keying import KeyTemplate, missing_error
 from ray_sink.runtime.model import SinkStage, StageSpec, check_model
 from ray_sink.runtime.model import wrap as wrap_model
-from ray_sink.runtime.pool import pool_arguments
+from ray_sink.runtime.pool import leaving_room, pool_arguments
 from ray_sink.runtime.rows import SOURCE, Admission, Remaining
 
 
@@ -148,7 +148,7 @@ def _made(
     of_source = None if source is None else KeyTemplate.parse(source, argument="source")
     label = f"sink-{uuid.uuid4().hex[:8]}"
     stage = _wrapped(sink, model, template, columns, of_source, takes_out=of_source is None, label=label)
-    pool = pool_arguments(arguments, ds.context)
+    pool = leaving_room(pool_arguments(arguments, ds.context), ds)
     remaining = _remaining(sink, ds, key, source, required=False)
     if of_source is None:
         refuse_duplicates(ds, template)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.data._internal.logical.operators import InputData
 
 from ray_sink.errors import ConfigError
+
+_log = logging.getLogger("ray_sink")
 
 CALLS: Final = 4
 """Calls of one actor that run at a time: one infers while others wait for their receipts."""
@@ -33,6 +38,48 @@ def pool_arguments(arguments: Mapping[str, Any], context: DataContext) -> dict[s
     if strategy.max_tasks_in_flight_per_actor is None and context.max_tasks_in_flight_per_actor is None:
         strategy.max_tasks_in_flight_per_actor = _in_flight(strategy, calls, context)
     return {**given, "compute": strategy, **_apart(given)}
+
+
+def leaving_room(pool: dict[str, Any], ds: Dataset) -> dict[str, Any]:
+    """The pool's arguments, its actors' share of the CPUs made smaller if they would leave none to read their rows.
+
+    Where Ray Data may fuse reading and model, the actors read for themselves, and such a pool runs; apart (see
+    `_apart`), reading would wait for ever for a CPU. The sizes of pools before it count too. A cluster that can still
+    grow is left to grow.
+    """
+    before = list(_operators(ds._logical_plan.dag))
+    if all(isinstance(operator, InputData) for operator in before):
+        return pool
+    cpus = ray.cluster_resources().get("CPU", 0)
+    if cpus < 1 or cpus < _cpus_to_come():
+        return pool
+    pools = [o for o in before if isinstance(getattr(o, "compute", None), ActorPoolStrategy)]
+    room = max(0.0, cpus - 1 - sum(o.compute.min_size * _share(o.ray_remote_args) for o in pools))
+    actors = pool["compute"].min_size
+    if actors * _share(pool) <= room:
+        return pool
+    share = math.floor(room / actors * 100) / 100
+    _log.warning(
+        "pool.cpus_reduced", extra={"actors": actors, "asked": _share(pool), "given": share, "cpus_of_cluster": cpus}
+    )
+    return {**pool, "num_cpus": share}
+
+
+def _operators(last: Any) -> Iterator[Any]:
+    yield last
+    for operator in last.input_dependencies:
+        yield from _operators(operator)
+
+
+def _share(arguments: Mapping[str, Any]) -> float:
+    """CPUs of an actor, as Ray Data counts them: one, if nothing is said."""
+    given = arguments.get("num_cpus")
+    return 1 if given is None else float(given)
+
+
+def _cpus_to_come() -> float:
+    """What an autoscaler may make of the cluster; 0 if there is none."""
+    return float((ray._private.state.state.get_max_resources_from_cluster_config() or {}).get("CPU", 0))
 
 
 def _in_flight(strategy: ActorPoolStrategy, calls: int, context: DataContext) -> int:
