@@ -175,6 +175,54 @@ class PromiseWeaker:
     advice: str
 
 
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """A driver's part of a run is done; ``report.json`` at the destination says more.
+
+    Attributes:
+        run_id: the run.
+        epoch: the driver's epoch.
+        outputs: outputs that got a receipt.
+        bytes: their size as tensors, in bytes.
+        wall_s: how long it took, seconds.
+        copy_s: how long producers were held up by copying, seconds.
+        credit_s: by waiting for room, seconds.
+        receipt_s: by waiting for receipts, seconds.
+        upload_retries: tries to upload that failed and were followed by another.
+        failures: outputs that failed.
+    """
+
+    NAME: ClassVar[str] = "run_ended"
+    LEVEL: ClassVar[int] = logging.INFO
+
+    run_id: str
+    epoch: int
+    outputs: int
+    bytes: int
+    wall_s: float
+    copy_s: float
+    credit_s: float
+    receipt_s: float
+    upload_retries: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportMissed:
+    """A run's ``report.json`` could not be written; nothing else is wrong with the run for that.
+
+    Attributes:
+        run_id: the run.
+        reason: the error's message.
+    """
+
+    NAME: ClassVar[str] = "report_missed"
+    LEVEL: ClassVar[int] = logging.WARNING
+
+    run_id: str
+    reason: str
+
+
 def emit(event: Event, logger: logging.Logger | None = None) -> None:
     """Log `event`; cheap where its level is off."""
     logger = logger or _LOGGER

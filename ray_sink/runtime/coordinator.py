@@ -8,6 +8,7 @@ be repeated. Leases and the roster are only in memory: producers and the driver 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from ray_sink.config import MiB
 from ray_sink.errors import OutputsFailed, RunFencedError, SinkClosedError, SinkError, StagingError
 from ray_sink.keys import hash_keys
 from ray_sink.ledger import Ledger, LedgerOptions
+from ray_sink.measures import Gathered, ProducerMeasures, RunMeasures, UploaderMeasures, WriterMeasures
 from ray_sink.patience import is_silence
 from ray_sink.records import (
     Decision,
@@ -48,6 +50,8 @@ _LEASE_S = 30.0
 _LEASE_BYTES = 16 * MiB
 """What a producer of small outputs gets, so that it seldom has to ask."""
 
+_FAILURES_TOLD = 20
+
 
 class Coordinator:
     """See the module's text. All methods run on one event loop; the ledger on one thread beside it."""
@@ -72,6 +76,7 @@ class Coordinator:
         self._heard: dict[str, tuple[str, float]] = {}
         self._granted: dict[str, int] = {}
         self._starving: set[str] = set()
+        self._gathered = Gathered()
         self._staging_room = Budget(spec.limits.staging_bytes)
         self._closing = False
 
@@ -156,9 +161,11 @@ class Coordinator:
         status = await self.status()
         return len(status.failures) <= self._spec.limits.max_failures
 
-    async def producer_closed(self, name: str, node: str, tickets: int, failures: Mapping[str, str]) -> None:
-        """A handle's goodbye."""
-        await self._on_ledger(self._book().producer_closed, name, tickets, failures)
+    async def producer_closed(self, node: str, measures: ProducerMeasures, failures: Mapping[str, str]) -> None:
+        """A handle's goodbye, with all that it has counted."""
+        name = measures.name
+        await self._on_ledger(self._book().producer_closed, name, measures.accepted, failures)
+        self._gathered.producer(measures)
         self._said(name, node, 0, self._granted.get(name, 0))
         await self._notify()
 
@@ -194,11 +201,13 @@ class Coordinator:
             finally:
                 self._starving.discard(name)
         self._granted[name] += granted
+        self._gathered.holds(in_flight_bytes=self._in_flight_bytes())
         return granted
 
-    async def hold(self, name: str, node: str, held_bytes: int, granted_bytes: int) -> None:
-        """A producer says what it holds and was granted, from time to time and when others wait for credit."""
-        self._said(name, node, held_bytes, granted_bytes)
+    async def hold(self, node: str, held_bytes: int, granted_bytes: int, measures: ProducerMeasures) -> None:
+        """A producer says what it holds, was granted and has counted, now and then and when others wait for credit."""
+        self._said(measures.name, node, held_bytes, granted_bytes)
+        self._gathered.producer(measures)
         await self._notify()
 
     def _said(self, name: str, node: str, held_bytes: int, granted_bytes: int) -> None:
@@ -275,8 +284,17 @@ class Coordinator:
         await self._on_ledger(self._book().published, attempts)
         await self._notify()
 
-    async def batch_done(self, batch: str) -> bool:
-        """A writer needs a batch's reserved room no more; whether producers wait for credit."""
+    async def batch_done(self, batch: str, writer: WriterMeasures, producer: ProducerMeasures) -> bool:
+        """A writer needs a batch's reserved room no more; whether producers wait for credit.
+
+        Args:
+            batch: the one of `reserve`.
+            writer: what the writer has counted.
+            producer: what the batch's producer had counted when it sent it.
+        """
+        self._gathered.writer(writer)
+        self._gathered.producer(producer)
+        self._gathered.holds(staged_bytes=self._ledger.staged_bytes if self._ledger is not None else 0)
         self._staging_room.set(batch, 0)
         await self._notify()
         return bool(self._starving)
@@ -315,8 +333,9 @@ class Coordinator:
             ledger.take_uploads, uploader, holding=holding, max_outputs=max_outputs, max_bytes=max_bytes
         )
 
-    async def uploaded(self, outcomes: Sequence[UploadOutcome]) -> list[FileRecord]:
+    async def uploaded(self, outcomes: Sequence[UploadOutcome], measures: UploaderMeasures) -> list[FileRecord]:
         """Journal uploads; returns the staged files that may be freed."""
+        self._gathered.uploader(measures)
         files = await self._on_ledger(self._book().uploaded, outcomes)
         await self._notify()
         return files
@@ -358,6 +377,24 @@ class Coordinator:
     async def glance(self) -> RunStatus:
         """`status` for whoever only watches: does not wait for what the ledger is just writing."""
         return await self._thread.glance(self._book().status)
+
+    def _in_flight_bytes(self) -> int:
+        return sum(budget.limit_bytes - budget.free_bytes for budget in self._credits.values())
+
+    async def measured(self) -> RunMeasures:
+        """What the run's processes have counted, and how far its outputs are; waits for no file operation."""
+        status = await self.glance()
+        return self._gathered.run(
+            RunMeasures(
+                decided=status.decided,
+                staged=status.staged,
+                uploaded=status.uploaded,
+                staged_bytes=status.staged_bytes,
+                failed=len(status.failures),
+                failures=dict(itertools.islice(status.failures.items(), _FAILURES_TOLD)),
+                in_flight_bytes=self._in_flight_bytes(),
+            )
+        )
 
     async def fence(self, by: str) -> None:
         """A newer owner has the run: refuse everything from now on."""

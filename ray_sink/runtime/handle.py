@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from time import perf_counter
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +22,7 @@ from ray_sink.config import DictMode
 from ray_sink.errors import DuplicateKeyError, RunError, SinkClosedError, SinkError, UnsupportedValueError
 from ray_sink.formats import resolve
 from ray_sink.keys import check_key
+from ray_sink.measures import ProducerMeasures
 from ray_sink.records import Receipt
 from ray_sink.runtime.calls import own_error, result
 from ray_sink.runtime.coordinator import failed_error
@@ -34,7 +36,7 @@ from ray_sink.runtime.payload import (
     pack_rows,
     packed_bytes,
 )
-from ray_sink.runtime.ticket import Outcome, Ticket, tickets_for
+from ray_sink.runtime.ticket import Settling, Ticket, tickets_for
 from ray_sink.writer import check_output
 
 _BY_VALUE_BYTES = 64 * 1024
@@ -51,7 +53,7 @@ class _Batch:
     sources: tuple[str | None, ...]
     payload: Any
     n_bytes: int
-    settled: Future[Sequence[Outcome]]
+    settled: Settling
     number: int
     tries: int = 0
     writer: str = ""
@@ -71,6 +73,19 @@ class _Connection:
     issued: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     unreported: dict[str, Exception] = field(default_factory=dict)
+    n_bytes: int = 0
+    copy_s: float = 0.0
+    credit_s: float = 0.0
+    receipt_s: float = 0.0
+
+    def waited(self, receipt_s: float) -> None:
+        """A caller was held up by waiting for receipts, for so many seconds."""
+        with self.lock:
+            self.receipt_s += receipt_s
+
+    def measures(self) -> ProducerMeasures:
+        """All that was counted so far."""
+        return ProducerMeasures(self.name, self.issued, self.n_bytes, self.copy_s, self.credit_s, self.receipt_s)
 
 
 class SinkHandle:
@@ -154,10 +169,11 @@ class SinkHandle:
             raise DuplicateKeyError(f"keys occur more than once in one batch: {', '.join(repeated[:5])}", keys=repeated)
         if sources is not None and len(sources) != len(keys):
             raise UnsupportedValueError(f"{len(keys)} keys and {len(sources)} sources: give one of each per output")
+        began_s = perf_counter()
         packed = self._packed(keys, batch)
         if not keys:
             return []
-        return self._send(keys, tuple(sources or [None] * len(keys)), packed)
+        return self._send(keys, tuple(sources or [None] * len(keys)), packed, perf_counter() - began_s)
 
     def _packed(self, keys: tuple[str, ...], batch: object) -> Packed:
         """Check everything, then bring it to host memory."""
@@ -195,10 +211,14 @@ class SinkHandle:
             check_output(key, value, self._format, self._dict_mode)
         return pack_rows(values)
 
-    def _send(self, keys: tuple[str, ...], sources: tuple[str | None, ...], packed: Packed) -> list[Ticket]:
+    def _send(
+        self, keys: tuple[str, ...], sources: tuple[str | None, ...], packed: Packed, copied_s: float
+    ) -> list[Ticket]:
         connection = self._connect()
         n_bytes = packed_bytes(packed)
+        asked_s = perf_counter()
         connection.lease.take(len(keys), n_bytes)
+        taken_s = perf_counter()
         try:
             # either way the tensors' memory is copied before we return
             payload = copied(packed) if n_bytes <= _BY_VALUE_BYTES else ray.put(packed)
@@ -206,9 +226,13 @@ class SinkHandle:
             connection.lease.free_bytes(n_bytes)
             connection.lease.free_outputs(len(keys))
             raise
+        copied_s += perf_counter() - taken_s
         with connection.lock:
             connection.issued += len(keys)
-            tickets, settled = tickets_for(keys)
+            connection.n_bytes += n_bytes
+            connection.copy_s += copied_s
+            connection.credit_s += taken_s - asked_s
+            tickets, settled = tickets_for(keys, connection.waited)
             batch = _Batch(keys, sources, payload, n_bytes, settled, connection.issued)
         self._submit(connection, batch)
         return tickets
@@ -258,7 +282,9 @@ class SinkHandle:
         batch.writer = writer.name
         nonce = connection.name.rpartition("-")[2]
         attempts = tuple(f"{nonce}-{batch.number}-{batch.tries}-{row}" for row in range(len(batch.keys)))
-        ref = writer.actor.write.remote(Submission(batch.keys, attempts, batch.sources), batch.payload)
+        ref = writer.actor.write.remote(
+            Submission(batch.keys, attempts, batch.sources, connection.measures()), batch.payload
+        )
         ref.future().add_done_callback(lambda done: self._replied(connection, batch, done))
 
     def _replied(self, connection: _Connection, batch: _Batch, done: Future[WriteReply]) -> None:
@@ -337,7 +363,7 @@ class SinkHandle:
     def _report(self, connection: _Connection) -> None:
         held, granted = connection.lease.trim()
         # nobody waits for this: a report that is lost is followed by the next
-        self._coordinator.hold.remote(connection.name, connection.node, held, granted)
+        self._coordinator.hold.remote(connection.node, held, granted, connection.measures())
 
     @property
     def outstanding(self) -> int:
@@ -356,7 +382,9 @@ class SinkHandle:
         connection = self._connection
         if connection is None:
             return
+        began_s = perf_counter()
         connection.lease.wait_idle()
+        connection.waited(perf_counter() - began_s)
         with connection.lock:
             failed, connection.unreported = connection.unreported, {}
         if failed and not self.set_aside(failed):
@@ -395,7 +423,7 @@ class SinkHandle:
             connection.todo.put(None)
             if self._needs_goodbye:
                 goodbye = self._coordinator.producer_closed
-                self._ask(goodbye.remote(connection.name, connection.node, connection.issued, connection.failures))
+                self._ask(goodbye.remote(connection.node, connection.measures(), connection.failures))
             else:
                 self._report(connection)
 
