@@ -134,7 +134,7 @@ class Entries:
         return len(self._states)
 
     def __contains__(self, key: str) -> bool:
-        return any(self._row(number)[0] == key for number in self._keys.candidates(key))
+        return self.number_of(key) is not None
 
     def __iter__(self) -> Iterator[str]:
         """All keys, in the order of their decisions."""
@@ -155,11 +155,19 @@ class Entries:
 
     def get(self, key: str) -> Entry | None:
         """The entry of `key`, if it is decided."""
+        number = self.number_of(key)
+        return None if number is None else self[number]
+
+    def number_of(self, key: str) -> int | None:
+        """The place of `key` among all entries, if it is decided."""
         for number in self._keys.candidates(key):
-            row = self._row(number)
-            if row[0] == key:
-                return self._entry(number, row)
+            if self._row(number)[0] == key:
+                return number
         return None
+
+    def proof_of(self, number: int) -> Verification | None:
+        """What the upload of an entry proved, or None."""
+        return _PROOFS.get(self._states[number])
 
     def __getitem__(self, number: int) -> Entry:
         return self._entry(number, self._row(number))

@@ -6,8 +6,6 @@ time: the coordinator gathers what has come in, calls once, and answers everybod
 
 from __future__ import annotations
 
-import zlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 
@@ -15,14 +13,10 @@ from ray_sink.book import Book, DatasetState
 from ray_sink.config import OnConflict
 from ray_sink.deciding import Round, kept_receipt
 from ray_sink.entries import Entry, record_of
-from ray_sink.errors import (
-    RunFencedError,
-    StagingError,
-)
+from ray_sink.errors import RunFencedError, StagingError
 from ray_sink.journal import Journal
 from ray_sink.lives import begin_life, check_same_run
 from ray_sink.records import (
-    ConflictCounts,
     Decision,
     FileRecord,
     MultipartUpload,
@@ -37,6 +31,7 @@ from ray_sink.records import (
     receipt_of,
 )
 from ray_sink.staging import Staging
+from ray_sink.uploads import Uploads
 
 __all__ = ["Ledger", "LedgerOptions", "check_same_run"]
 
@@ -75,8 +70,7 @@ class Ledger:
         self._info = info
         self._options = options
         self._foreign = {path: size for path, size in options.foreign.items() if book.entries.owner_of(path) is None}
-        self._queues: list[deque[str]] = [deque() for _ in range(options.uploaders)]
-        self._uploading: list[set[str]] = [set() for _ in range(options.uploaders)]
+        self._uploads = Uploads(options.uploaders, self._task_of)
         self._failures: dict[str, str] = {}
         self._staged_bytes = 0
         self._fenced_by: str | None = None
@@ -166,8 +160,7 @@ class Ledger:
     def _note_published(self, entry: Entry) -> None:
         self._book.entries.publish(entry.number)
         if self._info.dest is not None:
-            key = entry.proposal.key
-            self._queues[self._uploader_of(key)].append(key)
+            self._uploads.add(entry.proposal.key)
 
     def publish_rest(self) -> None:
         """Roll forward what is decided and not known to be published: its writer died in between.
@@ -193,8 +186,8 @@ class Ledger:
 
     def is_uploaded(self, key: str) -> bool:
         """Whether `key` needs no upload any more."""
-        entry = self._book.entries.get(key)
-        return key in self._book.kept if entry is None else entry.uploaded is not None
+        number = self._book.entries.number_of(key)
+        return key in self._book.kept if number is None else self._book.entries.proof_of(number) is not None
 
     def receipt(self, key: str) -> Receipt | None:
         """The one receipt of `key`, or None while it is not published."""
@@ -223,26 +216,13 @@ class Ledger:
             max_outputs: at most so many.
             max_bytes: at most so many bytes, except for the first.
         """
-        queue, busy = self._queues[uploader], self._uploading[uploader]
-        queue.extendleft(sorted(busy - holding))
-        busy &= holding
-        tasks: list[UploadTask] = []
-        size = 0
-        while queue and len(tasks) < max_outputs:
-            entry = self._book.entries.get(queue[0])
-            assert entry is not None
-            task = UploadTask(
-                entry.proposal.key,
-                entry.proposal.attempt,
-                tuple(temp.file for temp in entry.proposal.files),
-                replace=self._options.on_conflict == "replace",
-            )
-            size += task.bytes
-            if tasks and size > max_bytes:
-                break
-            busy.add(queue.popleft())
-            tasks.append(task)
-        return tasks
+        return self._uploads.take(uploader, holding, max_outputs, max_bytes)
+
+    def _task_of(self, key: str) -> UploadTask:
+        entry = self._book.entries.get(key)
+        assert entry is not None
+        files = tuple(temp.file for temp in entry.proposal.files)
+        return UploadTask(key, entry.proposal.attempt, files, replace=self._options.on_conflict == "replace")
 
     def multipart_started(self, upload: MultipartUpload) -> None:
         """Journal a multipart upload before its first part is sent."""
@@ -263,7 +243,7 @@ class Ledger:
         done: dict[str, Entry] = {}
         again: dict[str, Entry] = {}
         for outcome in outcomes:
-            self._uploading[self._uploader_of(outcome.key)].discard(outcome.key)
+            self._uploads.done(outcome.key)
             entry = self._book.entries.get(outcome.key)
             if entry is None or outcome.attempt != entry.proposal.attempt:
                 continue
@@ -279,16 +259,13 @@ class Ledger:
                 done[outcome.key] = entry
         if batch:
             rows = [[term, seq, sorted(indices), how] for (term, seq, how), indices in batch.items()]
-            uploader = self._uploader_of(next(iter(done)))
+            uploader = self._uploads.uploader_of(next(iter(done)))
             counts = asdict(self._book.conflicts)
             self._write({"is": "uploaded", "batch": rows, "uploader": uploader, "conflicts": counts})
         for entry in done.values():
             self._failures.pop(entry.proposal.key, None)
             self._staged_bytes -= sum(temp.file.bytes for temp in entry.proposal.files)
         return [temp.file for entry in (again | done).values() for temp in entry.proposal.files]
-
-    def _uploader_of(self, key: str) -> int:
-        return zlib.crc32(key.encode()) % self._options.uploaders
 
     # -- producers and datasets --------------------------------------------------------------------------------------
 
@@ -381,16 +358,11 @@ class Ledger:
 
     def has_uploads(self, uploader: int, holding: Set[str]) -> bool:
         """Whether `take_uploads` has something for this uploader."""
-        return bool(self._queues[uploader] or self._uploading[uploader] - holding)
+        return self._uploads.has(uploader, holding)
 
     def has_unfinished_uploads(self) -> bool:
         """Whether any output waits for its upload or is on its way."""
-        return any(self._queues) or any(self._uploading)
-
-    @property
-    def conflicts(self) -> ConflictCounts:
-        """Conflict counts so far."""
-        return self._book.conflicts
+        return self._uploads.unfinished
 
     def receipts(self) -> Iterator[Receipt]:
         """The receipts of all that is committed, by key; the manifest's rows.

@@ -105,7 +105,9 @@ class Sink:
         _check_type("limits", limits, Limits)
         if fingerprint is not None and not isinstance(fingerprint, str):
             raise ConfigError(f"fingerprint must be a str, got {type(fingerprint).__name__}")
-        self._format = resolve(save_format)
+        format_ = resolve(save_format)
+        # by name where it has one: not every process that hears of it has to load torch
+        self._format = SaveFormat(save_format) if isinstance(save_format, str) else format_
         root = checked_staging(staging)
         where = checked_dest(dest, root)
         self.run_id = checked_run_id(run_id, where, root)
@@ -113,7 +115,7 @@ class Sink:
             run_id=self.run_id,
             dest=where,
             staging=str(root),
-            save_format=self._format.name,
+            save_format=format_.name,
             dict_mode=_checked_dict_mode(dict_mode).value,
             fingerprint=fingerprint,
         )

@@ -25,14 +25,14 @@ def test_the_first_attempt_wins_and_a_later_one_hears_of_it(bench: Bench) -> Non
     receipt = ledger.decide([two])[0].receipt
     assert receipt is not None
     assert (receipt.attempt, receipt.state) == (one.attempt, State.STAGED)
-    assert (ledger.conflicts.retries, ledger.conflicts.retries_differing) == (1, 2)
+    assert (ledger.status().conflicts.retries, ledger.status().conflicts.retries_differing) == (1, 2)
 
 
 def test_the_same_attempt_asked_twice_is_no_retry(bench: Bench) -> None:
     ledger = bench.open()
     one = bench.stage(ledger, "a")
     assert ledger.decide([one]) == ledger.decide([one])
-    assert ledger.conflicts.retries == 0
+    assert ledger.status().conflicts.retries == 0
 
 
 def test_two_attempts_in_one_batch_have_one_winner(bench: Bench) -> None:
@@ -104,7 +104,7 @@ def test_another_runs_output_is_kept_when_asked_for_and_that_outlives_the_ledger
     assert decision.receipt.state is State.KEPT
     assert (decision.receipt.files[0].bytes, decision.receipt.files[0].uri) == (3, "s3://bucket/x/a.npy")
     assert bench.open().receipt("a") == decision.receipt
-    assert ledger.conflicts.kept == 1
+    assert ledger.status().conflicts.kept == 1
 
 
 def test_a_keep_behind_the_fence_is_no_answer(bench: Bench) -> None:
@@ -118,7 +118,7 @@ def test_a_keep_behind_the_fence_is_no_answer(bench: Bench) -> None:
 def test_another_runs_output_is_replaced_when_asked_for(bench: Bench) -> None:
     ledger = bench.open(on_conflict="replace", foreign={"a.npy": 3})
     bench.commit(ledger, "a")
-    assert ledger.conflicts.replaced == 1
+    assert ledger.status().conflicts.replaced == 1
     tasks = ledger.take_uploads(0, holding=frozenset(), max_outputs=1, max_bytes=1)
     assert tasks[0].replace
 

@@ -18,7 +18,6 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from ray_sink.book import DatasetState
-from ray_sink.config import MiB
 from ray_sink.errors import OutputsFailed, RunFencedError, SinkClosedError, SinkError, StagingError
 from ray_sink.keys import hash_keys
 from ray_sink.ledger import Ledger, LedgerOptions
@@ -35,20 +34,17 @@ from ray_sink.records import (
     UploadOutcome,
     UploadTask,
 )
-from ray_sink.runtime.credits import Budget
+from ray_sink.runtime.credits import Budget, Credits
 from ray_sink.runtime.ledger_thread import LedgerThread
 from ray_sink.runtime.messages import RosterWish, RunSpec, WriterInfo
 from ray_sink.runtime.roster import Roster
+from ray_sink.runtime.waits import Waits
 from ray_sink.staging import Staging
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _POLL_S = 10.0
-_LEASE_S = 30.0
-"""A producer silent for so long is gone, and its objects with it: Ray frees what a dead owner had put."""
-_LEASE_BYTES = 16 * MiB
-"""What a producer of small outputs gets, so that it seldom has to ask."""
 
 _FAILURES_TOLD = 20
 
@@ -69,13 +65,11 @@ class Coordinator:
             self._failed = error if isinstance(error, SinkError) else StagingError(f"no journal: {error}")
         self._roster = Roster(spec.writers.per_node)
         self._changed = asyncio.Condition()
+        self._uploads = Waits()
         self._waiting: list[tuple[Sequence[Proposal], asyncio.Future[Any]]] = []
         self._deciding = asyncio.Lock()
-        self._store_bytes = store_bytes
-        self._credits: dict[str, Budget] = {}
-        self._heard: dict[str, tuple[str, float]] = {}
-        self._granted: dict[str, int] = {}
-        self._starving: set[str] = set()
+        most = spec.limits.object_store_bytes
+        self._credits = Credits(lambda node: most or store_bytes.get(node, 2**30) // 5, clock=time.monotonic)
         self._gathered = Gathered()
         self._staging_room = Budget(spec.limits.staging_bytes)
         self._closing = False
@@ -163,10 +157,9 @@ class Coordinator:
 
     async def producer_closed(self, node: str, measures: ProducerMeasures, failures: Mapping[str, str]) -> None:
         """A handle's goodbye, with all that it has counted."""
-        name = measures.name
-        await self._on_ledger(self._book().producer_closed, name, measures.accepted, failures)
+        await self._on_ledger(self._book().producer_closed, measures.name, measures.accepted, failures)
         self._gathered.producer(measures)
-        self._said(name, node, 0, self._granted.get(name, 0))
+        self._credits.left(measures.name, node)
         await self._notify()
 
     async def acquire(self, name: str, node: str, held_bytes: int, granted_bytes: int, need_bytes: int) -> int:
@@ -182,55 +175,25 @@ class Coordinator:
         Returns:
             Bytes granted on top, at least `need_bytes`; 0 after a while without room: ask again.
         """
-        # it asks one thing at a time: a grant that it does not know of was lost on the way
-        self._granted[name] = granted_bytes
-        self._said(name, node, held_bytes, granted_bytes)
-        budget = self._budget(node)
+        self._credits.asked(name, node, held_bytes, granted_bytes)
         granted = 0
 
         def try_it() -> bool:
             nonlocal granted
-            self._expire(node)
-            granted = budget.lease(name, need_bytes, want_bytes=max(4 * need_bytes, _LEASE_BYTES))
+            granted = self._credits.lease(name, node, need_bytes)
             return granted > 0
 
         if not try_it():
-            self._starving.add(name)
-            try:
+            with self._credits.starves(name):
                 await self._until(try_it, _POLL_S)
-            finally:
-                self._starving.discard(name)
-        self._granted[name] += granted
-        self._gathered.holds(in_flight_bytes=self._in_flight_bytes())
+        self._gathered.holds(in_flight_bytes=self._credits.held_bytes)
         return granted
 
     async def hold(self, node: str, held_bytes: int, granted_bytes: int, measures: ProducerMeasures) -> None:
         """A producer says what it holds, was granted and has counted, now and then and when others wait for credit."""
-        self._said(measures.name, node, held_bytes, granted_bytes)
+        self._credits.said(measures.name, node, held_bytes, granted_bytes)
         self._gathered.producer(measures)
         await self._notify()
-
-    def _said(self, name: str, node: str, held_bytes: int, granted_bytes: int) -> None:
-        """Note what a producer holds; what was granted after it spoke comes on top."""
-        total = self._granted[name] = max(self._granted.get(name, 0), granted_bytes)
-        held = held_bytes + total - granted_bytes
-        self._budget(node).set(name, held)
-        self._heard[name] = (node, time.monotonic())
-        if not held:
-            self._heard.pop(name)
-
-    def _budget(self, node: str) -> Budget:
-        if node not in self._credits:
-            limit = self._spec.limits.object_store_bytes or self._store_bytes.get(node, 2**30) // 5
-            self._credits[node] = Budget(limit)
-        return self._credits[node]
-
-    def _expire(self, node: str) -> None:
-        now = time.monotonic()
-        for name, (where, heard) in list(self._heard.items()):
-            if where == node and now - heard > _LEASE_S:
-                self._budget(node).set(name, 0)
-                del self._heard[name]
 
     # -- writers -----------------------------------------------------------------------------------------------------
 
@@ -297,7 +260,7 @@ class Coordinator:
         self._gathered.holds(staged_bytes=self._ledger.staged_bytes if self._ledger is not None else 0)
         self._staging_room.set(batch, 0)
         await self._notify()
-        return bool(self._starving)
+        return self._credits.anyone_starves
 
     async def receipts_of(self, keys: Sequence[str]) -> list[Receipt | None]:
         """Receipts as the ledger has them now."""
@@ -307,9 +270,13 @@ class Coordinator:
     async def await_uploaded(self, keys: Sequence[str]) -> list[Receipt | SinkError | None]:
         """Receipts of staged outputs once they are uploaded, for ``ack="uploaded"``."""
         ledger = self._book()
-        await self._until(lambda: all(ledger.is_uploaded(key) or key in ledger.failures for key in keys), None)
         failures = ledger.failures
+        await self._uploads.until_met(key for key in keys if not self._is_settled(key))
         return [failed_error({k: failures[k]}) if k in failures else ledger.receipt(k) for k in keys]
+
+    def _is_settled(self, key: str) -> bool:
+        ledger = self._book()
+        return ledger.is_uploaded(key) or key in ledger.failures
 
     # -- uploaders ---------------------------------------------------------------------------------------------------
 
@@ -337,6 +304,7 @@ class Coordinator:
         """Journal uploads; returns the staged files that may be freed."""
         self._gathered.uploader(measures)
         files = await self._on_ledger(self._book().uploaded, outcomes)
+        self._uploads.met(outcome.key for outcome in outcomes if self._is_settled(outcome.key))
         await self._notify()
         return files
 
@@ -378,9 +346,6 @@ class Coordinator:
         """`status` for whoever only watches: does not wait for what the ledger is just writing."""
         return await self._thread.glance(self._book().status)
 
-    def _in_flight_bytes(self) -> int:
-        return sum(budget.limit_bytes - budget.free_bytes for budget in self._credits.values())
-
     async def measured(self) -> RunMeasures:
         """What the run's processes have counted, and how far its outputs are; waits for no file operation."""
         status = await self.glance()
@@ -392,7 +357,7 @@ class Coordinator:
                 staged_bytes=status.staged_bytes,
                 failed=len(status.failures),
                 failures=dict(itertools.islice(status.failures.items(), _FAILURES_TOLD)),
-                in_flight_bytes=self._in_flight_bytes(),
+                in_flight_bytes=self._credits.held_bytes,
             )
         )
 
@@ -412,6 +377,7 @@ class Coordinator:
         if timeout_s is None:
             await self._on_ledger(ledger.closing)
         await self._on_ledger(ledger.publish_rest)
+        self._uploads.met(ledger.failures)
         await self._notify()
         if self._spec.info.dest is not None:
             await self._until(lambda: not ledger.has_unfinished_uploads() or self._failed is not None, timeout_s)

@@ -141,7 +141,7 @@ upload(life=0, index=1, until=None)
 BREAKINGS = {
     "no fsync of the file": Breaking(Staging, "_filled", "file.sync()", "pass", WRITE_AND_CUT),
     "no fsync of the temps' folder": Breaking(
-        Staging, "sync_temps", "self.fs.sync_dir(self._tmp / term)", "pass", DECIDED_AND_CUT
+        Staging, "sync_temps", "self.fs.sync_dir(self.terms.folder(term))", "pass", DECIDED_AND_CUT
     ),
     "no fsync of the final folders": Breaking(Staging, "_sync", "sorted(folders)", "()", WRITE_AND_CUT),
     "published before it is decided": Breaking(

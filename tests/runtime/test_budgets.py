@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from ray_sink.errors import StagingError
-from ray_sink.runtime.credits import Budget
+from ray_sink.runtime.credits import LEASE_S, Budget, Credits
 from ray_sink.runtime.lease import Lease
 from ray_sink.runtime.messages import WriterInfo
 from ray_sink.runtime.roster import Roster
@@ -127,3 +127,18 @@ def test_a_node_that_can_have_no_writer_says_why() -> None:
     roster.update([WriterInfo("w1", "n1", error=StagingError("not mounted"))], {})
     with pytest.raises(StagingError, match="not mounted"):
         roster.serving("n1")
+
+
+def test_what_a_silent_producer_held_is_given_to_others_after_a_while() -> None:
+    now = 0.0
+    credits_ = Credits(lambda node: 100, clock=lambda: now)
+    credits_.said("gone", "node", 90, 90)
+    credits_.said("elsewhere", "other", 90, 90)
+    credits_.asked("waiting", "node", 0, 0)
+    now = LEASE_S
+    assert credits_.lease("waiting", "node", 50) == 0
+    now += 1
+    assert credits_.lease("waiting", "node", 50) == 50
+    assert credits_.lease("other's", "other", 50) == 50, "who was silent there is gone, too"
+    credits_.said("gone", "node", 90, 90)
+    assert credits_.lease("late", "node", 1) == 0, "it was alive, and is counted again"

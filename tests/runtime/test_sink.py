@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,14 @@ def test_bad_outputs_are_refused_in_the_caller_and_harm_nothing(sink: Sink) -> N
             handle.write("bad", torch.zeros(3).to(torch.float8_e4m3fn))
         assert handle.write("good", field(1)).result(60).key == "good"
     assert sink.status().decided == before + 1
+
+
+def test_what_coordinator_and_uploader_are_told_loads_no_torch(sink: Sink) -> None:
+    assert sink._actors is not None
+    told = pickle.dumps(sink._actors.spec).hex()
+    code = f"import pickle, sys; pickle.loads(bytes.fromhex('{told}')); import ray_sink.runtime.coordinator"
+    code += ", ray_sink.runtime.uploading; print([name for name in ('torch', 'pandas') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_limits_hold_the_producer_back_and_let_oversized_items_through(sink: Sink) -> None:

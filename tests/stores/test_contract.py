@@ -113,8 +113,7 @@ def test_small_objects_are_create_only_too(place: Place) -> None:
 
 
 def test_of_many_create_only_puts_at_once_one_wins(place: Place) -> None:
-    if not place.store.probe().create_only:
-        pytest.skip("this store says itself that it cannot")
+    settles = place.store.probe().create_only
     won: list[int] = []
     start = threading.Barrier(8)
 
@@ -131,8 +130,8 @@ def test_of_many_create_only_puts_at_once_one_wins(place: Place) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(won) == 1
-    assert place.read("_ray_sink/race") == b"%d" % won[0]
+    assert len(won) == 1 or not settles, "a store that says itself that it cannot may let several win"
+    assert place.read("_ray_sink/race") in [b"%d" % number for number in won]
 
 
 def test_a_file_that_changed_after_its_receipt_is_not_uploaded(place: Place, tmp_path: Path) -> None:
@@ -192,8 +191,6 @@ def test_a_listing_has_no_end_at_a_thousand(place: Place) -> None:
 
 
 def test_no_reader_sees_part_of_a_replacement(place: Place, tmp_path: Path) -> None:
-    if place.name in ("weak", "fsspec-local"):
-        pytest.skip("nothing is promised for these")
     versions = [bytes([letter]) * 3_000_000 for letter in b"abc"]
     put(place, tmp_path, "a.pt", versions[0])
     done = threading.Event()
@@ -214,7 +211,8 @@ def test_no_reader_sees_part_of_a_replacement(place: Place, tmp_path: Path) -> N
         put(place, tmp_path, "a.pt", version, replace=True)
     done.set()
     reader.join()
-    assert torn == []
+    assert torn == [] or place.name in ("weak", "fsspec-local"), "which promise nothing while they replace"
+    assert place.read("a.pt") == versions[-1]
 
 
 def test_a_sweep_removes_what_probes_left_that_were_killed_and_nothing_else(place: Place) -> None:
