@@ -9,12 +9,14 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from ray_sink.errors import SinkError
 from ray_sink.measures import BOUNDS_S, Timings, UploaderMeasures, WriterMeasures
-from ray_sink.publishing import Encode, FileSlot, Prepared, Publishing
 from ray_sink.records import Decision, Proposal, Receipt, TempFile
+
+if TYPE_CHECKING:
+    from ray_sink.errors import SinkError
+    from ray_sink.publishing import Encode, FileSlot, Prepared, Publishing
 
 Decide = Callable[[Sequence[Proposal]], Sequence[Decision]]
 """Asks the ledger; see `ray_sink.publishing.DecidedPublishing`."""
@@ -52,9 +54,11 @@ class WriterMeter:
 
     Args:
         name: see `WriterMeasures.name`.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, clock: Callable[[], float] = perf_counter) -> None:
+        self.clock = clock
         self._name = name
         self._lock = threading.Lock()
         self._batches = self._outputs = self._bytes = 0
@@ -79,11 +83,11 @@ class WriterMeter:
         """`decide`, timed."""
 
         def timed(proposals: Sequence[Proposal]) -> Sequence[Decision]:
-            began_s = perf_counter()
+            began_s = self.clock()
             try:
                 return decide(proposals)
             finally:
-                self._deciding.took_s = perf_counter() - began_s
+                self._deciding.took_s = self.clock() - began_s
                 self.decide.add(self._deciding.took_s)
 
         return timed
@@ -108,14 +112,14 @@ class MeasuredPublishing:
 
         def timed(file: BinaryIO) -> None:
             nonlocal encoded_s
-            began_s = perf_counter()
+            began_s = self._meter.clock()
             encode(file)
-            encoded_s += perf_counter() - began_s
+            encoded_s += self._meter.clock() - began_s
 
-        began_s = perf_counter()
+        began_s = self._meter.clock()
         made = self._publishing.prepare(slot, timed)
         self._meter.encode.add(encoded_s)
-        self._meter.stage.add(perf_counter() - began_s - encoded_s)
+        self._meter.stage.add(self._meter.clock() - began_s - encoded_s)
         return made
 
     def discard(self, files: Sequence[TempFile]) -> None:
@@ -124,9 +128,9 @@ class MeasuredPublishing:
 
     def publish(self, outputs: Sequence[Prepared[TempFile]]) -> list[Receipt | SinkError]:
         """See `Publishing.publish`."""
-        began_s = perf_counter()
+        began_s = self._meter.clock()
         done = self._publishing.publish(outputs)
-        self._meter.publish.add(perf_counter() - began_s - self._meter.decided_s())
+        self._meter.publish.add(self._meter.clock() - began_s - self._meter.decided_s())
         return done
 
 
