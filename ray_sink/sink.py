@@ -103,6 +103,8 @@ class Sink:
         _check_type("writers", writers, WriterOptions)
         _check_type("upload", upload, UploadOptions)
         _check_type("limits", limits, Limits)
+        if not isinstance(progress, bool):
+            raise ConfigError(f"progress must be True or False, got {progress!r}")
         if fingerprint is not None and not isinstance(fingerprint, str):
             raise ConfigError(f"fingerprint must be a str, got {type(fingerprint).__name__}")
         format_ = resolve(save_format)

@@ -98,7 +98,6 @@ def test_failures_are_counted_and_a_run_that_fails_leaves_no_report(
 SCRIPT = """
 import sys, time, ray, ray.data, torch
 from ray_sink import Sink
-from tests.runtime.conftest import LIMITS
 
 def model(batch):
     time.sleep(0.5)
@@ -108,7 +107,7 @@ ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 ray.data.DataContext.get_current().enable_progress_bars = False
 for mode in ("handle", "off", "dataset"):
     print("begin", flush=True)
-    with Sink(None, staging=sys.argv[1], run_id=mode, limits=LIMITS, progress=mode != "off") as sink:
+    with Sink(None, staging=sys.argv[1], run_id=mode, progress=mode != "off") as sink:
         if mode == "dataset":
             ray.data.DataContext.get_current().enable_progress_bars = True
             sink.run(ray.data.range(8), model, key="d/{id}", batch_size=1)
