@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-CODE := $(wildcard ray_sink tests examples benchmarks .ci/*.py)
+CODE := $(wildcard ray_sink tests examples benchmarks docs .ci/*.py)
 
 .PHONY: help venv demo test lint types unit slow faults mutants bench format wheel clean
 

@@ -25,20 +25,22 @@ QUESTIONS: Final = {
     "B7": "memory",
     "B8": "length",
 }
+BY_NAME: Final = {"gpu": "gpu_overlap", "scale": "scale"}
+KNOWN: Final = QUESTIONS | BY_NAME
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("benchmarks", description=__doc__)
-    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"of {', '.join(QUESTIONS)}; all without")
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"of {', '.join(KNOWN)}; B1 to B8 without")
     parser.add_argument("--json", type=Path, help="file for the figures")
     given = parser.parse_args(argv)
-    unknown = set(given.questions) - set(QUESTIONS)
+    unknown = set(given.questions) - set(KNOWN)
     if unknown:
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(QUESTIONS)}")
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(KNOWN)}")
     figures: list[Figure] = []
     for question in given.questions or QUESTIONS:
         began_s = time.monotonic()
-        answer: Callable[[], Iterator[Figure]] = importlib.import_module(f"benchmarks.{QUESTIONS[question]}").answer
+        answer: Callable[[], Iterator[Figure]] = importlib.import_module(f"benchmarks.{KNOWN[question]}").answer
         for figure in answer():
             figures.append(figure)
             print(table([figure]).splitlines()[-1], flush=True)

@@ -13,6 +13,7 @@ The records, by their one name each (a file holds any number of them after its `
 ``failed``     failures of outputs, reason by key, that the run may go on without
 ``producer``   a producer's name; ``goodbye``: its name, its number of tickets, its failures
 ``dataset``    a dataset's id and state; ``rows``: the row counts of one of its parts
+``sources``    names of input rows all of whose outputs are decided, where a run goes by them
 ``closing``    the driver came to its ``close()`` with nothing unfinished: only uploads and the seal are left
 ``sealing``    all is decided and uploaded, and a seal is under way: there will be no new keys
 =============  =========================================================================================
@@ -33,6 +34,7 @@ from ray_sink.entries import Entries, record_of
 from ray_sink.errors import JournalCorruptError
 from ray_sink.filesystem import Filesystem
 from ray_sink.journal import read_journal
+from ray_sink.keys import hash_keys
 from ray_sink.records import (
     ConflictCounts,
     FileRecord,
@@ -88,6 +90,7 @@ class Book:
         self.failures: dict[str, str] = {}
         self.datasets: dict[str, Dataset] = {}
         self.parts: dict[tuple[str, str], RowCounts] = {}
+        self.sources = bytearray()  # of each its hash, see `hash_keys`
         self.conflicts = ConflictCounts()
         self.closing = False
         self.sealing = False
@@ -169,6 +172,9 @@ class Book:
 
     def _apply_rows(self, record: Mapping[str, Any], seq: int) -> None:
         self.parts[record["id"], record["part"]] = RowCounts(**record["rows"])
+
+    def _apply_sources(self, record: Mapping[str, Any], seq: int) -> None:
+        self.sources += hash_keys(record["batch"]).tobytes()
 
     def _apply_closing(self, record: Mapping[str, Any], seq: int) -> None:
         self.closing = True

@@ -141,6 +141,8 @@ class Limits:
             fails by name, seconds.
         max_failures: outputs that may fail, by an error of their own, without ending the run: they are set aside by
             name, and the run is sealed with ``_PARTIAL`` in the place of ``_SUCCESS``.
+        device_bytes: one producer's outputs on their way off its GPUs: so many bytes of copies there, and as many of
+            page-locked host memory. Two batches should fit; one above it goes alone, and slower.
     """
 
     object_store_bytes: int | None = None
@@ -151,6 +153,7 @@ class Limits:
     takeover_s: float = 60.0
     storage_wait_s: float = 600.0
     max_failures: int = 0
+    device_bytes: int = 512 * MiB
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -167,6 +170,7 @@ class Limits:
         _at_least("Limits.takeover_s", self.takeover_s, 1)
         _at_least("Limits.storage_wait_s", self.storage_wait_s, 1)
         _count("Limits.max_failures", self.max_failures, 0)
+        _at_least("Limits.device_bytes", self.device_bytes, 1 * MiB)
 
 
 _DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

@@ -186,7 +186,8 @@ class RunEnded:
         bytes: their size as tensors, in bytes.
         wall_s: how long it took, seconds.
         copy_s: how long producers were held up by copying, seconds.
-        credit_s: by waiting for room, seconds.
+        device_s: by waiting for room on a GPU, seconds.
+        credit_s: by waiting for room elsewhere, seconds.
         receipt_s: by waiting for receipts, seconds.
         upload_retries: tries to upload that failed and were followed by another.
         failures: outputs that failed.
@@ -201,6 +202,7 @@ class RunEnded:
     bytes: int
     wall_s: float
     copy_s: float
+    device_s: float
     credit_s: float
     receipt_s: float
     upload_retries: int
@@ -221,6 +223,22 @@ class ReportMissed:
 
     run_id: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerWaited:
+    """A producer that wrote from a GPU has ended: what it stood still for.
+
+    Attributes:
+        place: ``"device"``, where copies of outputs left no room.
+        waited_s: in all, seconds.
+    """
+
+    NAME: ClassVar[str] = "producer_waited"
+    LEVEL: ClassVar[int] = logging.INFO
+
+    place: str
+    waited_s: float
 
 
 def emit(event: Event, logger: logging.Logger | None = None) -> None:

@@ -81,8 +81,11 @@ def hash_keys(keys: Iterable[str]) -> np.ndarray:
     """128-bit hashes of keys, so that sets of millions are compared without a Python object for each.
 
     Returns:
-        Array of dtype ``S16``, in the order of `keys`.
+        Array of dtype ``S16``, in the order of `keys`; the caller's to sort in place.
     """
     import numpy as np
 
-    return np.frombuffer(b"".join(blake2b(key.encode(), digest_size=16).digest() for key in keys), dtype="S16")
+    digests = bytearray()
+    for key in keys:
+        digests += blake2b(key.encode(), digest_size=16).digest()
+    return np.frombuffer(digests, dtype="S16")

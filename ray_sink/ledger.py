@@ -293,6 +293,10 @@ class Ledger:
         if self._book.parts.get((dataset_id, part)) != rows:
             self._write({"is": "rows", "id": dataset_id, "part": part, "rows": asdict(rows)})
 
+    def close_sources(self, sources: Sequence[str]) -> None:
+        """Input rows all of whose outputs are decided; one that comes again does no harm."""
+        self._write({"is": "sources", "batch": list(sources)})
+
     # -- the whole ---------------------------------------------------------------------------------------------------
 
     def closing(self) -> None:
@@ -380,6 +384,10 @@ class Ledger:
         """All keys that are decided or kept: computing them again is in vain."""
         yield from self._book.entries
         yield from self._book.kept
+
+    def closed_sources(self) -> bytes:
+        """Hashes of all closed sources, one behind the other; see `ray_sink.keys.hash_keys`."""
+        return bytes(self._book.sources)
 
     def close(self) -> None:
         """Close the journal; what follows belongs to the next life."""

@@ -56,8 +56,9 @@ class ProducerMeasures:
         name: whose it is.
         accepted: outputs for which a ticket was issued.
         bytes: their size as tensors, in bytes.
-        copy_s: time that callers spent until their tensors were in host memory and handed over, seconds.
-        credit_s: time that they waited for room, in seconds.
+        copy_s: time that callers spent until their tensors were copied and handed over, seconds.
+        device_s: time that they waited because copies of outputs left no room on a GPU, seconds.
+        credit_s: time that they waited for room in the object store or among the outputs under way, seconds.
         receipt_s: time that they waited for receipts, in ``Ticket.result``, ``flush`` and ``close``, seconds.
     """
 
@@ -65,13 +66,14 @@ class ProducerMeasures:
     accepted: int = 0
     bytes: int = 0
     copy_s: float = 0.0
+    device_s: float = 0.0
     credit_s: float = 0.0
     receipt_s: float = 0.0
 
     @property
     def waited_s(self) -> dict[str, float]:
         """Seconds by reason."""
-        return {"copy": self.copy_s, "credit": self.credit_s, "receipt": self.receipt_s}
+        return {"copy": self.copy_s, "device": self.device_s, "credit": self.credit_s, "receipt": self.receipt_s}
 
     def __add__(self, other: ProducerMeasures) -> ProducerMeasures:
         """Both together, without a name."""
@@ -80,6 +82,7 @@ class ProducerMeasures:
             self.accepted + other.accepted,
             self.bytes + other.bytes,
             self.copy_s + other.copy_s,
+            self.device_s + other.device_s,
             self.credit_s + other.credit_s,
             self.receipt_s + other.receipt_s,
         )

@@ -1,4 +1,4 @@
-"""Counting where it happens: what a writer and an uploader measure of themselves, at a microsecond a time."""
+"""Counting where it happens: what a handle, a writer and an uploader measure of themselves, at a microsecond a time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import socket
 import threading
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, BinaryIO
 
-from ray_sink.measures import BOUNDS_S, Timings, UploaderMeasures, WriterMeasures
+from ray_sink.measures import BOUNDS_S, ProducerMeasures, Timings, UploaderMeasures, WriterMeasures
 from ray_sink.records import Decision, Proposal, Receipt, TempFile
 
 if TYPE_CHECKING:
@@ -47,6 +48,66 @@ class Histogram:
         """All so far."""
         with self._lock:
             return Timings(tuple(self._counts), self._total_s, self._longest_s)
+
+
+class ProducerMeter:
+    """Counts for one handle, from several threads.
+
+    Args:
+        name: see `ProducerMeasures.name`.
+        device_waited_s: how long producers have waited for room on a device so far, as a part of `copying`, seconds.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, name: str, device_waited_s: Callable[[], float], clock: Callable[[], float] = perf_counter
+    ) -> None:
+        self._name = name
+        self._device_waited_s = device_waited_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._accepted = self._bytes = 0
+        self._copy_s = self._credit_s = self._receipt_s = 0.0
+
+    def accepted(self, outputs: int) -> None:
+        """Tickets were issued."""
+        with self._lock:
+            self._accepted += outputs
+
+    def sent(self, n_bytes: int) -> None:
+        """A batch is on its way to a writer."""
+        with self._lock:
+            self._bytes += n_bytes
+
+    @contextmanager
+    def copying(self) -> Iterator[None]:
+        """The caller is held up by copying."""
+        began_s = self._clock()
+        yield
+        with self._lock:
+            self._copy_s += self._clock() - began_s
+
+    @contextmanager
+    def wanting_credit(self) -> Iterator[None]:
+        """The caller is held up for want of room."""
+        began_s = self._clock()
+        yield
+        with self._lock:
+            self._credit_s += self._clock() - began_s
+
+    def waited_for_receipts(self, took_s: float) -> None:
+        """A caller was held up by waiting for receipts."""
+        with self._lock:
+            self._receipt_s += took_s
+
+    def measures(self) -> ProducerMeasures:
+        """All that was counted so far."""
+        device_s = self._device_waited_s()
+        with self._lock:
+            copy_s = max(0.0, self._copy_s - device_s)
+            return ProducerMeasures(
+                self._name, self._accepted, self._bytes, copy_s, device_s, self._credit_s, self._receipt_s
+            )
 
 
 class WriterMeter:

@@ -189,6 +189,7 @@ class Report:
             measured.written_bytes,
             round(self.wall_s, 3),
             round(waited.copy_s, 3),
+            round(waited.device_s, 3),
             round(waited.credit_s, 3),
             round(waited.receipt_s, 3),
             measured.upload_retries,

@@ -211,6 +211,7 @@ class Sink:
         *,
         key: str,
         columns: str | Sequence[str] | None = None,
+        source: str | None = None,
         **map_batches_arguments: Any,
     ) -> MaterializedDataset[Any]:
         """Run a model over a dataset, once, to the end, and its outputs into the sink, row by row.
@@ -222,6 +223,9 @@ class Sink:
             key: a column, or a template such as ``"{case_id}/{step:04d}"``, from the model's output, else its input.
             columns: what to save of the model's output: a column's tensor, a mapping of several, or with None all
                 tensor columns that the model added or replaced.
+            source: a column of `ds`, or a template over several, that names each row, for models that make many rows
+                of one (a rollout). A row is done when all that the model made of it in one call is committed: then a
+                resumed run leaves it out; one that is half done is computed again as a whole.
             **map_batches_arguments: any other argument of ``map_batches``.
 
         Returns:
@@ -230,12 +234,12 @@ class Sink:
 
         Raises:
             ConfigError: an argument is wrong.
-            DuplicateKeyError: two rows have one key.
+            DuplicateKeyError: two rows have one key, or one source.
             Exception: what the model raised.
         """
         from ray_sink.runtime import data
 
-        return data.run(self._context(), ds, model, key=key, columns=columns, **map_batches_arguments)
+        return data.run(self._context(), ds, model, key=key, columns=columns, source=source, **map_batches_arguments)
 
     def map_batches(
         self,
@@ -244,28 +248,70 @@ class Sink:
         *,
         key: str,
         columns: str | Sequence[str] | None = None,
+        source: str | None = None,
         **map_batches_arguments: Any,
     ) -> ray.data.Dataset:
         """`run`, lazily, for longer pipelines.
 
         The dataset must be run to its end before `close`: Ray Data runs it as often as it is consumed, and in part
         for ``take``; then `close` raises `RunIncomplete`.
+
+        Where several datasets are put together, Ray Data runs them under the first one's context, and only this one's
+        executions are watched: write ``this.union(other)``, ``this.zip(other)``. The other way round the rows are
+        written just the same, and `close` raises `RunIncomplete` all the same.
         """
         from ray_sink.runtime import data
 
-        return data.map_batches(self._context(), ds, model, key=key, columns=columns, **map_batches_arguments)
+        context = self._context()
+        return data.map_batches(context, ds, model, key=key, columns=columns, source=source, **map_batches_arguments)
 
     def wrap(self, model: Any, *, key: str, columns: str | Sequence[str] | None = None, **arguments: Any) -> Any:
-        """The class behind `run`, for those who call ``ds.map_batches`` themselves."""
+        """The class behind `run`, for those who call ``ds.map_batches`` themselves.
+
+        What comes back has its receipts as with `run`; what is left out of that is the driver's part. No row is taken
+        out on a resume (put ``sink.remaining(ds, key=…)`` in front), two rows under one key are only found within a
+        batch, and nobody watches whether the dataset runs to its end: after ``take(3)``, or where Ray Data dropped
+        blocks, `close` seals what there is. `map_batches` does all of that.
+
+        Give ``map_batches`` an ``ActorPoolStrategy`` with ``max_concurrent_calls_per_actor=4``, so that the model does
+        not wait for receipts, and ``max_restarts=-1``: without it an error in front of the model can hang it for ever.
+        """
         from ray_sink.runtime import data
 
         return data.wrap(self._context(), model, key=key, columns=columns, **arguments)
 
-    def remaining(self, ds: ray.data.Dataset, *, key: str) -> ray.data.Dataset:
-        """The rows of `ds` whose outputs are neither staged nor uploaded, before any GPU time is spent."""
+    def datasink(self, *, key: str, columns: str | Sequence[str] | None = None) -> ray.data.Datasink[Any]:
+        """The end of a pipeline, for ``ds.write_datasink``: where the model is no class of the user's.
+
+        A write task ends only with the receipts of all its rows. Rows whose key is committed already are dropped; to
+        spare the model them, too, begin the pipeline with `remaining`. Ask for one for each dataset: it has to be
+        written to its end before `close`, else `close` raises `RunIncomplete`.
+
+        Args:
+            key: a column of the dataset, or a template over several.
+            columns: what to save: a column's tensor, a mapping of several, or with None all tensor columns.
+
+        Raises:
+            ConfigError: an argument is wrong.
+        """
         from ray_sink.runtime import data
 
-        return data.remaining(self._context(), ds, key=key)
+        return data.datasink(self._context(), key=key, columns=columns)
+
+    def remaining(self, ds: ray.data.Dataset, *, key: str | None = None, source: str | None = None) -> ray.data.Dataset:
+        """The rows of `ds` that are still to be done, before any GPU time is spent.
+
+        Args:
+            ds: the input; lazy, as what is returned.
+            key: with it, rows whose output is staged or uploaded are taken out.
+            source: with it, rows are taken out of which a `run` with the same `source` has all outputs: never a part.
+
+        Raises:
+            ConfigError: the columns are not in the dataset, or not one of `key` and `source` is given.
+        """
+        from ray_sink.runtime import data
+
+        return data.remaining(self._context(), ds, key=key, source=source)
 
     def _context(self) -> RunActors:
         return self._running()

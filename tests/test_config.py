@@ -52,6 +52,7 @@ def test_options_cannot_be_changed_afterwards() -> None:
         (Limits, {"inflight_outputs": 10.5}),
         (Limits, {"temp_bytes": 0}),
         (Limits, {"staging_bytes": None}),
+        (Limits, {"device_bytes": 0}),
         (Limits, {"drain_s": -1}),
         (Limits, {"drain_s": math.nan}),
         (Limits, {"takeover_s": 0}),

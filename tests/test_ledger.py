@@ -8,6 +8,7 @@ import pytest
 
 from ray_sink.book import DatasetState
 from ray_sink.errors import RunFencedError, StagingError, StoreError
+from ray_sink.keys import hash_keys
 from ray_sink.records import MultipartUpload, RowCounts, State, UploadOutcome, Verification
 from tests.ledgers import INFO, Bench, taken, verified
 
@@ -277,3 +278,13 @@ def test_what_was_uploaded_and_not_freed_is_freed_by_the_next_life_if_it_is_stil
     assert bench.staging.fs.size(root / "left.npy") is None
     assert bench.staging.fs.size(root / "changed.npy") == 4
     assert ledger.unfreed(0) == []
+
+
+def test_closed_sources_are_known_to_the_next_life(bench: Bench) -> None:
+    first = bench.open()
+    first.close_sources(["i1", "i2"])
+    first.close_sources(["i2", "i3"])
+    second = bench.open(epoch=2)
+    found = second.closed_sources()
+    hashes = {found[at : at + 16] for at in range(0, len(found), 16)}
+    assert hashes == {hash_keys([name]).tobytes() for name in ("i1", "i2", "i3")}

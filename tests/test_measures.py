@@ -60,10 +60,10 @@ def test_threads_lose_no_count() -> None:
 
 def test_messages_may_be_lost_come_twice_or_late() -> None:
     gathered = Gathered()
-    said = [ProducerMeasures("p", n, 10 * n, 0.1 * n, 0.0, 0.0) for n in (1, 2, 4)]
+    said = [ProducerMeasures("p", n, 10 * n, 0.1 * n, 0.0, 0.0, 0.0) for n in (1, 2, 4)]
     for index in (0, 2, 2, 1):
         gathered.producer(said[index])
-    gathered.producer(ProducerMeasures("q", 1, 5, 0.0, 2.0, 0.0))
+    gathered.producer(ProducerMeasures("q", 1, 5, 0.0, 0.5, 2.0, 0.0))
     writers = [WriterMeasures("w", n, 3 * n, 7 * n, encode=timings(*[0.1] * n)) for n in (1, 2, 3)]
     for index in (0, 2, 1):
         gathered.writer(writers[index])
@@ -72,7 +72,7 @@ def test_messages_may_be_lost_come_twice_or_late() -> None:
     gathered.holds(in_flight_bytes=50, staged_bytes=9)
     gathered.holds(in_flight_bytes=20, staged_bytes=11)
     run = gathered.run(RunMeasures(decided=9, in_flight_bytes=10, staged_bytes=3))
-    assert run.producers == ProducerMeasures("", 5, 45, 0.4, 2.0, 0.0)
+    assert run.producers == ProducerMeasures("", 5, 45, 0.4, 0.5, 2.0, 0.0)
     assert (run.producer_count, run.outputs, run.written_bytes) == (2, 9, 21)
     assert (run.uploaded_bytes, run.upload_retries, run.decided) == (200, 1, 9)
     assert (run.peak_in_flight_bytes, run.peak_staged_bytes, run.staged_bytes) == (50, 11, 3)

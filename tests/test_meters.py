@@ -11,7 +11,8 @@ from ray_sink.config import DictMode, UploadOptions
 from ray_sink.filesystem import NewFile, PosixFilesystem
 from ray_sink.formats.npy import NpyFormat
 from ray_sink.ledger import Ledger, LedgerOptions
-from ray_sink.meters import MeasuredPublishing, UploadMeter, WriterMeter
+from ray_sink.measures import ProducerMeasures
+from ray_sink.meters import MeasuredPublishing, ProducerMeter, UploadMeter, WriterMeter
 from ray_sink.patience import Patience
 from ray_sink.publishing import DecidedPublishing
 from ray_sink.records import Decision, FileRecord, Proposal, Receipt, RunInfo, UploadTask
@@ -109,3 +110,20 @@ def test_an_upload_meter_counts_files_retries_and_what_was_given_up(tmp_path: Pa
     assert (said.files, said.bytes, said.retries, said.failures) == (1, 5, 2, 1)
     assert (said.upload.count, said.upload.total_s) == (1, 2.0)
     assert (said.name, said.concurrency, said.peak_bytes) == ("u", 16, 7)
+
+
+def test_a_producers_waits_are_told_apart_and_room_on_a_device_is_no_copying() -> None:
+    clock, device_s = Clock(), 0.0
+    meter = ProducerMeter("p", lambda: device_s, clock.read)
+    with meter.copying():
+        clock.now_s += 5.0
+        device_s = 3.0
+    with meter.wanting_credit():
+        clock.now_s += 7.0
+    meter.waited_for_receipts(11.0)
+    meter.accepted(2)
+    meter.sent(80)
+    assert meter.measures() == ProducerMeasures("p", 2, 80, 2.0, 3.0, 7.0, 11.0)
+    with pytest.raises(ZeroDivisionError), meter.copying():
+        raise ZeroDivisionError
+    assert meter.measures().accepted == 2

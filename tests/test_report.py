@@ -18,7 +18,7 @@ from tests.test_measures import timings
 
 def measured(outputs: int, *, retries: int = 0, failures: dict[str, str] | None = None) -> RunMeasures:
     return RunMeasures(
-        producers=ProducerMeasures("", outputs + 1, 1000 * outputs, 1.5, 0.25, 4.0),
+        producers=ProducerMeasures("", outputs + 1, 1000 * outputs, 1.5, 0.5, 0.25, 4.0),
         producer_count=2,
         writers=(WriterMeasures("w", 1, outputs, 1000 * outputs, timings(*[0.1] * outputs)),),
         uploaders=(UploaderMeasures("u", outputs, 500 * outputs, retries, 0, timings(*[1.0] * outputs), 16, 70),),
@@ -39,7 +39,7 @@ def test_a_report_says_what_was_measured() -> None:
     assert (said["version"], said["run_id"], said["epoch"], said["wall_s"]) == (1, "run-1", 3, 4.0)
     assert (said["outputs"], said["bytes"], said["outputs_per_s"], said["bytes_per_s"]) == (10, 10_000, 2.5, 2500.0)
     assert (said["uploaded_files"], said["uploaded_bytes"], said["uploaded_bytes_per_s"]) == (10, 5000, 1250.0)
-    waited = {"copy": 1.5, "credit": 0.25, "receipt": 4.0}
+    waited = {"copy": 1.5, "device": 0.5, "credit": 0.25, "receipt": 4.0}
     assert said["producers"] == {"count": 2, "accepted": 11, "bytes": 10_000, "waited_s": waited}
     encode = {"count": 10, "total_s": 1.0, "p50_s": 0.1, "p90_s": 0.1, "p99_s": 0.1, "longest_s": 0.1}
     assert said["stages"]["encode"] == encode
@@ -53,7 +53,7 @@ def test_its_table_names_every_stage_that_ran_and_every_reason_to_wait() -> None
     shown = io.StringIO()
     show_report(report(), shown)
     text = shown.getvalue()
-    assert "copy 1.50 s, credit 0.25 s, receipt 4.00 s" in text
+    assert "copy 1.50 s, device 0.50 s, credit 0.25 s, receipt 4.00 s" in text
     assert "p50 100 ms" in text
     assert "upload" in text
     assert "publish" not in text

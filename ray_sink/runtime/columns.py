@@ -57,7 +57,7 @@ def select(columns: str | tuple[str, ...] | None, output: Batch, before: Mapping
 
     Args:
         columns: the user's choice.
-        output: what the model returned.
+        output: what the model returned, or a dataset holds.
         before: the input's columns, as they were before the call.
 
     Raises:
@@ -74,14 +74,14 @@ def select(columns: str | tuple[str, ...] | None, output: Batch, before: Mapping
     names = (columns,) if isinstance(columns, str) else columns
     for name in names:
         if name not in output:
-            raise ConfigError(f"columns names {name!r}, and the model returned {output.describe()}")
+            raise ConfigError(f"columns names {name!r}, and there is {output.describe()}")
         column = output.column(name)
         if output.rows and not is_array(column) and not is_ragged(column):
-            raise ConfigError(f"column {name!r} holds {describe(column)}, which is no tensor")
+            raise ConfigError(f"column {name!r} holds {_odd(column)}, which is no tensor")
     if all(is_array(output.column(name)) for name in names):
         arrays = {name: output.column(name) for name in names}
         return Selection(names, arrays[columns] if isinstance(columns, str) else arrays)
-    rows = {name: [_tensor(row) for row in output.column(name)] for name in names}
+    rows = {name: [_tensor(value, name, row) for row, value in enumerate(output.column(name))] for name in names}
     if isinstance(columns, str):
         return Selection(names, rows[columns])
     return Selection(names, [dict(zip(names, row, strict=True)) for row in zip(*rows.values(), strict=True)])
@@ -92,8 +92,31 @@ def _made(name: str, output: Batch, before: Mapping[str, Column]) -> bool:
     return is_tensor(column) and not (name in before and same_memory(column, before[name]))
 
 
-def _tensor(row: Any) -> Any:
-    return row if isinstance(row, np.ndarray | torch.Tensor) else np.asarray(row)
+def _odd(column: Column) -> str:
+    """What a column holds that is no tensor."""
+    if not isinstance(column, np.ndarray) or column.dtype == object:
+        for row, value in enumerate(column):
+            if not is_ragged([value]):
+                return f"a {type(value).__name__} in row {row}"
+    return describe(column)
+
+
+def _tensor(value: Any, name: str, row: int) -> Any:
+    try:
+        return _dense(value)
+    except ValueError as error:
+        raise ConfigError(
+            f"column {name!r} holds lists of different lengths within row {row}, which are no tensor: {error}"
+        ) from None
+
+
+def _dense(value: Any) -> Any:
+    """A row's tensor; arrow gives lists of lists as arrays of arrays."""
+    if isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype != object):
+        return value
+    if isinstance(value, np.ndarray):
+        return np.stack([_dense(item) for item in value]) if len(value) else np.empty(0)
+    return np.asarray(value)
 
 
 def kept_columns(output: Batch, saved: Sequence[str]) -> dict[str, pa.Array]:

@@ -73,6 +73,7 @@ class Coordinator:
         self._gathered = Gathered()
         self._staging_room = Budget(spec.limits.staging_bytes)
         self._closing = False
+        self._sources: dict[str, dict[str, dict[str, np.ndarray]]] = {}
 
     # -- plumbing ----------------------------------------------------------------------------------------------------
 
@@ -318,23 +319,49 @@ class Coordinator:
         """A dataset is going to run through the sink."""
         await self._on_ledger(self._book().dataset, dataset_id, DatasetState.OPEN)
 
+    async def close_sources(self, sources: Sequence[str]) -> None:
+        """All outputs of these input rows have their receipts."""
+        await self._on_ledger(self._book().close_sources, sources)
+
+    async def sources_seen(self, dataset_id: str, execution: str, place: str, hashes: np.ndarray) -> None:
+        """The sources of some rows of an execution, by their place in it; a repeated task says the same again.
+
+        Kept in memory only: they are for rows that share a source, which is a mistake and no crash.
+        """
+        self._sources.setdefault(dataset_id, {}).setdefault(execution, {})[place] = hashes
+
     async def rows_seen(self, dataset_id: str, part: str, rows_in: int, rows_skipped: int) -> None:
         """Rows that one task of a dataset took in; repeats of the task count once."""
         await self._on_ledger(self._book().rows, dataset_id, f"in:{part}", RowCounts(rows_in, 0, rows_skipped))
 
-    async def rows_out(self, dataset_id: str, part: str, rows_out: int) -> None:
-        """Rows that came back with receipts from one part of a dataset; repeats count once."""
-        await self._on_ledger(self._book().rows, dataset_id, f"out:{part}", RowCounts(0, rows_out, 0))
+    async def rows_ended(self, dataset_id: str, rows: RowCounts) -> None:
+        """What a dataset's driver counted when an execution ended; repeats count once."""
+        await self._on_ledger(self._book().rows, dataset_id, "out:all", rows)
 
     async def dataset_closed(self, dataset_id: str, complete: bool, reason: str | None = None) -> None:
         """A dataset has ended, or was given up for a reason."""
+        if complete and (sharing := self._sharing_sources(dataset_id)):
+            complete, reason = False, f"has {sharing} row(s) whose source is another row's, too: give each its own"
         state = DatasetState.COMPLETE if complete else DatasetState.INCOMPLETE
         await self._on_ledger(self._book().dataset, dataset_id, state, reason)
+
+    def _sharing_sources(self, dataset_id: str) -> int:
+        """How many rows have the source of an earlier one: closed by one of them, the others would be skipped."""
+        executions = self._sources.get(dataset_id, {}).values()
+        found = (np.concatenate(list(places.values())) for places in executions)
+        return max((len(hashes) - len(np.unique(hashes)) for hashes in found), default=0)
 
     async def committed_keys(self) -> np.ndarray:
         """Sorted 128-bit hashes of all keys that need not be computed again; see `ray_sink.keys.hash_keys`."""
         ledger = self._book()
-        return await self._on_ledger(lambda: np.sort(hash_keys(ledger.keys())))
+        hashes = await self._on_ledger(lambda: hash_keys(ledger.keys()))
+        await asyncio.to_thread(hashes.sort)
+        return hashes
+
+    async def closed_sources(self) -> np.ndarray:
+        """Sorted hashes, as above, of all sources whose rows need not be computed again."""
+        hashes = np.frombuffer(await self._on_ledger(self._book().closed_sources), dtype="S16")
+        return await asyncio.to_thread(np.unique, hashes)
 
     # -- the whole ---------------------------------------------------------------------------------------------------
 

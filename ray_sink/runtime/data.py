@@ -16,6 +16,7 @@ from ray.exceptions import RayTaskError
 from ray_sink.errors import ConfigError
 from ray_sink.runtime.calls import result
 from ray_sink.runtime.columns import check_columns
+from ray_sink.runtime.datasink import SinkDatasink
 from ray_sink.runtime.duplicates import refuse_duplicates
 from ray_sink.runtime.execution import WatchedDataset, unwatch, watch
 from ray_sink.runtime.failing import own_error
@@ -32,8 +33,8 @@ class SinkContext(Protocol):
 
     Attributes:
         coordinator: handle of the coordinator's actor. `dataset_opened` comes first, when the dataset is made;
-            `rows_seen` from its tasks, `rows_out` and `dataset_closed` from its driver when an execution ends. All may
-            be repeated.
+            `rows_seen` from its tasks, `rows_ended` and `dataset_closed` from its driver when an execution ends. All
+            may be repeated.
     """
 
     coordinator: Any
@@ -43,7 +44,14 @@ class SinkContext(Protocol):
 
 
 def run(
-    sink: SinkContext, ds: Dataset, model: Any, *, key: str, columns: Any = None, **arguments: Any
+    sink: SinkContext,
+    ds: Dataset,
+    model: Any,
+    *,
+    key: str,
+    columns: Any = None,
+    source: str | None = None,
+    **arguments: Any,
 ) -> MaterializedDataset[Any]:
     """See `ray_sink.Sink.run`.
 
@@ -51,7 +59,7 @@ def run(
         SinkError: what the sink has to say, as itself.
         Exception: what the model raised, as Ray Data wraps it.
     """
-    made, watched = _made(sink, ds, model, key, columns, arguments)
+    made, watched = _made(sink, ds, model, key, columns, source, arguments)
     try:
         receipts: MaterializedDataset[Any] = made.materialize()
     except RayTaskError as error:
@@ -61,10 +69,17 @@ def run(
 
 
 def map_batches(
-    sink: SinkContext, ds: Dataset, model: Any, *, key: str, columns: Any = None, **arguments: Any
+    sink: SinkContext,
+    ds: Dataset,
+    model: Any,
+    *,
+    key: str,
+    columns: Any = None,
+    source: str | None = None,
+    **arguments: Any,
 ) -> Dataset:
     """See `ray_sink.Sink.map_batches`."""
-    return _made(sink, ds, model, key, columns, arguments)[0]
+    return _made(sink, ds, model, key, columns, source, arguments)[0]
 
 
 def wrap(sink: SinkContext, model: Any, *, key: str, columns: Any = None) -> type[SinkStage]:
@@ -73,19 +88,43 @@ def wrap(sink: SinkContext, model: Any, *, key: str, columns: Any = None) -> typ
     Pass what `ray_sink.runtime.pool.pool_arguments` puts in: ``compute=ActorPoolStrategy(…,
     max_concurrent_calls_per_actor=4)`` and ``max_restarts=-1``.
     """
-    return _wrapped(sink, model, KeyTemplate.parse(key), columns, takes_out=False, label="sink")
+    return _wrapped(sink, model, KeyTemplate.parse(key), columns, None, takes_out=False, label="sink")
 
 
-def remaining(sink: SinkContext, ds: Dataset, *, key: str) -> Dataset:
+def remaining(sink: SinkContext, ds: Dataset, *, key: str | None = None, source: str | None = None) -> Dataset:
     """See `ray_sink.Sink.remaining`.
 
     Raises:
-        ConfigError: the key's columns are not in the dataset.
+        ConfigError: the columns are not in the dataset, or not one of `key` and `source` is given.
     """
-    template = KeyTemplate.parse(key)
-    _check_known_schema(ds, template, required=True)
-    stage = Remaining(template, _committed(sink), required=True)
-    return ds.map_batches(stage, batch_size=None, batch_format=None)
+    if (key is None) == (source is None):
+        raise ConfigError("remaining needs key=… or source=…, as the run has it: what names a row in the dataset")
+    stage = _remaining(sink, ds, key, source, required=True)
+    return ds.map_batches(stage, batch_size=None, batch_format=None, **_admission_arguments(ds))
+
+
+def _remaining(sink: SinkContext, ds: Dataset, key: str | None, source: str | None, *, required: bool) -> Remaining:
+    """What takes rows out: by their source, if there is one, else by their key."""
+    if source is None:
+        template = KeyTemplate.parse(key)
+        _check_known_schema(ds, template, required=required)
+        return Remaining(template, _hashes(sink.coordinator.committed_keys.remote()), required=required)
+    template = KeyTemplate.parse(source, argument="source")
+    _check_known_schema(ds, template, required=True, argument="source")
+    closed = _hashes(sink.coordinator.closed_sources.remote())
+    return Remaining(template, closed, required=True, argument="source")
+
+
+def datasink(sink: SinkContext, *, key: str, columns: Any = None) -> SinkDatasink:
+    """See `ray_sink.Sink.datasink`."""
+    template, names = KeyTemplate.parse(key), check_columns(columns)
+    return SinkDatasink(
+        sink.handle(needs_goodbye=False),
+        WatchedDataset(sink.coordinator, f"datasink-{uuid.uuid4().hex[:8]}"),
+        Remaining(template, _hashes(sink.coordinator.committed_keys.remote()), required=True),
+        template,
+        names,
+    )
 
 
 def manifest_dataset(table: pa.Table) -> Dataset:
@@ -94,27 +133,43 @@ def manifest_dataset(table: pa.Table) -> Dataset:
 
 
 def _made(
-    sink: SinkContext, ds: Dataset, model: Any, key: str, columns: Any, arguments: dict[str, Any]
+    sink: SinkContext,
+    ds: Dataset,
+    model: Any,
+    key: str,
+    columns: Any,
+    source: str | None,
+    arguments: dict[str, Any],
 ) -> tuple[Dataset, WatchedDataset]:
     """The lazy dataset: admission, then the model, watched."""
     if not isinstance(ds, Dataset):
         raise ConfigError(f"the dataset must be a ray.data.Dataset, got {type(ds).__name__}")
     template = KeyTemplate.parse(key)
-    _check_known_schema(ds, template, required=False)
+    of_source = None if source is None else KeyTemplate.parse(source, argument="source")
     label = f"sink-{uuid.uuid4().hex[:8]}"
-    stage = _wrapped(sink, model, template, columns, takes_out=True, label=label)
+    stage = _wrapped(sink, model, template, columns, of_source, takes_out=of_source is None, label=label)
     pool = pool_arguments(arguments, ds.context)
-    refuse_duplicates(ds, template)
-    admission = Admission(Remaining(template, _committed(sink), required=False), sink.coordinator, stage.__name__)
+    remaining = _remaining(sink, ds, key, source, required=False)
+    if of_source is None:
+        refuse_duplicates(ds, template)
+    else:
+        refuse_duplicates(ds, of_source, sources=True)
+    admission = Admission(remaining, sink.coordinator, stage.__name__)
     admitted = ds.map_batches(admission, batch_size=None, batch_format=None, **_admission_arguments(ds))
     made = _map_batches(admitted, stage, pool)
-    watched = WatchedDataset(sink.coordinator, stage.__name__, stage.__name__)
-    result(sink.coordinator.dataset_opened.remote(watched.dataset_id))
+    watched = WatchedDataset(sink.coordinator, stage.__name__)
     return watch(made, watched), watched
 
 
 def _wrapped(
-    sink: SinkContext, model: Any, template: KeyTemplate, columns: Any, *, takes_out: bool, label: str
+    sink: SinkContext,
+    model: Any,
+    template: KeyTemplate,
+    columns: Any,
+    source: KeyTemplate | None,
+    *,
+    takes_out: bool,
+    label: str,
 ) -> type[SinkStage]:
     spec = StageSpec(
         model=check_model(model),
@@ -122,6 +177,7 @@ def _wrapped(
         key=template,
         columns=check_columns(columns),
         takes_out=takes_out,
+        source=source,
     )
     return wrap_model(spec, label=label)
 
@@ -134,23 +190,22 @@ def _map_batches(ds: Dataset, stage: type[SinkStage], pool: dict[str, Any]) -> D
 
 
 def _admission_arguments(ds: Dataset) -> dict[str, Any]:
-    """Behind a read the stage becomes a part of its tasks. Before materialized blocks it has tasks of its own.
+    """Behind a read, or a function in tasks, the stage becomes a part of its tasks; else it has tasks of its own.
 
     Those must run beside actors that may have taken all CPUs, and there must not be a process for each block.
     """
-    if not isinstance(ds, MaterializedDataset):
+    if isinstance(getattr(ds._logical_plan.dag, "compute", None), TaskPoolStrategy):
         return {}
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return {"num_cpus": 0, "compute": TaskPoolStrategy(size=max(1, cpus // 2))}
 
 
-def _committed(sink: SinkContext) -> Any:
-    """A reference to the hashes of what is committed now, or None."""
-    hashes = result(sink.coordinator.committed_keys.remote())
-    return ray.put(hashes) if len(hashes) else None
+def _hashes(ref: Any) -> Any:
+    """The reference itself, or None if there are none: 16 bytes each, read in place by every process of a node."""
+    return ref if len(result(ref)) else None
 
 
-def _check_known_schema(ds: Dataset, template: KeyTemplate, *, required: bool) -> None:
+def _check_known_schema(ds: Dataset, template: KeyTemplate, *, required: bool, argument: str = "key") -> None:
     """Say at once what can be said without running anything."""
     schema = ds.schema(fetch_if_missing=False)
     if schema is None:
@@ -160,10 +215,12 @@ def _check_known_schema(ds: Dataset, template: KeyTemplate, *, required: bool) -
         raise ConfigError(f"the dataset has a column {SOURCE!r}, which is the sink's own: rename it")
     missing = template.missing(types)
     if missing and required:
-        raise missing_error(template, missing, "the dataset", ", ".join(map(repr, types)))
+        raise missing_error(template, missing, "the dataset", ", ".join(map(repr, types)), argument=argument)
     for name in template.fields:
         if name in types and _holds_many(types[name]):
-            raise ConfigError(f"key column {name!r} holds {types[name]}: a key needs one plain value a row")
+            raise ConfigError(
+                f"{argument} column {name!r} holds {types[name]}: a {argument} needs one plain value a row"
+            )
 
 
 def _holds_many(kind: object) -> bool:

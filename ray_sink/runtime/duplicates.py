@@ -18,13 +18,14 @@ _CHEAP_READS = ("ReadRange", "ReadParquet", "ReadFilesParquet")
 _NAMED = 20
 
 
-def refuse_duplicates(ds: Dataset, template: KeyTemplate) -> None:
-    """Look at the key columns of a dataset that is in memory, or is read from a store of columns.
+def refuse_duplicates(ds: Dataset, template: KeyTemplate, *, sources: bool = False) -> None:
+    """Look at the keys, or at the sources, of a dataset that is in memory, or is read from a store of columns.
 
-    In others, duplicates are found as they come: in a batch, and by the ledger, which knows rows by their source.
+    In others, keys that occur twice are found as they come: in a batch, and by the ledger, which knows rows by their
+    identity; sources when the dataset has come to its end.
 
     Raises:
-        DuplicateKeyError: keys that several rows have.
+        DuplicateKeyError: keys, or sources, that several rows have.
         InvalidKeyError: a key cannot name an output.
     """
     schema = ds.schema(fetch_if_missing=False)
@@ -32,21 +33,27 @@ def refuse_duplicates(ds: Dataset, template: KeyTemplate) -> None:
         return
     fields = ds.select_columns(list(template.fields))
     try:
-        halves = [np.stack([b["h0"], b["h1"]], axis=1) for b in _hashes(fields, template).iter_batches(batch_size=None)]
+        halves = [
+            np.stack([b["h0"], b["h1"]], axis=1)
+            for b in _hashes(fields, template, sources).iter_batches(batch_size=None)
+        ]
         found = [pair.view("S16").ravel() for pair in halves]
         hashes = np.sort(np.concatenate(found)) if found else np.empty(0, dtype="S16")
         again = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:_NAMED]
         if len(again):
             keys = fields.map_batches(_Named(template, again), batch_size=None).take_all()
-            raise duplicate_error(sorted({row["key"] for row in keys}), "the dataset")
+            raise duplicate_error(
+                sorted({row["key"] for row in keys}), "the dataset", source=template if sources else None
+            )
     except RayTaskError as error:
         raise own_error(error) from error
 
 
-def _hashes(fields: Dataset, template: KeyTemplate) -> Dataset:
+def _hashes(fields: Dataset, template: KeyTemplate, sources: bool) -> Dataset:
     def hashed(batch: dict[str, Any]) -> dict[str, Any]:
         with unwrapped():
-            hashes = hash_keys([check_key(key) for key in template.keys_of(Batch(batch))])
+            found = template.keys_of(Batch(batch))
+            hashes = hash_keys(found if sources else [check_key(key) for key in found])
         # as numbers: arrow ends a string of bytes at its first zero
         halves = hashes.view(np.uint64).reshape(-1, 2)
         return {"h0": halves[:, 0], "h1": halves[:, 1]}

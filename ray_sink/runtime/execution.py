@@ -17,6 +17,7 @@ from ray.data import Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.exceptions import RayError
 
+from ray_sink.records import RowCounts
 from ray_sink.runtime.calls import result
 
 _log = logging.getLogger("ray_sink")
@@ -27,23 +28,24 @@ _CUT_SHORT = "was cut short (by take(), limit(), schema() or an iterator that wa
 class WatchedDataset:
     """A dataset that runs through the sink, however often it is executed. Once complete it stays so.
 
+    Making one writes it down as open: the run cannot be sealed until it has come to its end.
+
     Attributes:
-        dataset_id: its name in the ledger.
-        operator: part of the name of the operator that writes to the sink.
+        dataset_id: its name in the ledger, and in that of the operator that writes to the sink.
     """
 
-    def __init__(self, coordinator: Any, dataset_id: str, operator: str) -> None:
+    def __init__(self, coordinator: Any, dataset_id: str) -> None:
         self.dataset_id = dataset_id
-        self.operator = operator
         self._coordinator = coordinator
         self._complete = False
+        result(coordinator.dataset_opened.remote(dataset_id))
 
-    def ended(self, rows_out: int, reason: str | None) -> None:
-        """An execution has ended; `reason` says why it was not complete."""
+    def ended(self, rows: RowCounts, reason: str | None) -> None:
+        """An execution has ended; `rows` is what was not reported yet, `reason` says why it was not complete."""
         if self._complete:
             return
         try:
-            result(self._coordinator.rows_out.remote(self.dataset_id, "all", rows_out))
+            result(self._coordinator.rows_ended.remote(self.dataset_id, rows))
             result(self._coordinator.dataset_closed.remote(self.dataset_id, reason is None, reason))
         except RayError:
             # the run has ended, and the dataset is written down as open: that is what close() says, or has said
@@ -70,7 +72,7 @@ class Watch(ExecutionCallback):
     def before_execution_starts(self, executor: Any) -> None:
         """Find the operator; a dataset made before or beside ours has none."""
         try:
-            found = [operator for operator in executor._topology if self.dataset.operator in operator.name]
+            found = [operator for operator in executor._topology if self.dataset.dataset_id in operator.name]
             if not found:
                 return
             self._operator = found[-1]
@@ -125,7 +127,7 @@ class Watch(ExecutionCallback):
 
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
         """A failure after the sink's operator has ended leaves nothing undone. The actors are told to end."""
-        self._report(executor, None if self._ended_by_itself else f"failed: {_gist(error)}")
+        self._report(executor, None if self._ended_by_itself else f"failed: {gist(error)}")
         for actor in list(self._actors):
             actor.__ray_terminate__.options(max_task_retries=0).remote()  # dead already is as good
 
@@ -133,18 +135,27 @@ class Watch(ExecutionCallback):
         if self._operator is None and self._unknown is None:
             return
         try:
-            dropped = executor._num_errored_blocks
             rows_out = self._operator.metrics.row_outputs_taken if self._operator is not None else 0
         except AttributeError as error:
-            self._unknown, dropped, rows_out = str(error), 0, 0
-        if self._unknown is not None:
-            reason = f"ended, and this version of Ray does not tell whether all of it ran ({self._unknown})"
-        elif dropped:
-            reason = f"lost {dropped} block(s), which Ray Data dropped (DataContext.max_errored_blocks)"
-        self.dataset.ended(rows_out, reason)
+            self._unknown, rows_out = str(error), 0
+        lost = _untold(self._unknown) if self._unknown is not None else lost_blocks(executor)
+        self.dataset.ended(RowCounts(0, rows_out, 0), lost or reason)
 
 
-def _gist(error: Exception) -> str:
+def lost_blocks(executor: Any) -> str | None:
+    """Why an execution is incomplete that Ray Data calls a success: blocks were dropped."""
+    try:
+        dropped = executor._num_errored_blocks
+    except AttributeError as error:
+        return _untold(str(error))
+    return f"lost {dropped} block(s), which Ray Data dropped (DataContext.max_errored_blocks)" if dropped else None
+
+
+def _untold(what: str) -> str:
+    return f"ended, and this version of Ray does not tell whether all of it ran ({what})"
+
+
+def gist(error: Exception) -> str:
     """One line: the last of the first traceback that Ray has put into the text, before what Ray adds to it."""
     began = str(error).partition("\n\nThe above exception was")[0].partition("\nFailed to apply UDF transform")[0]
     return (began.strip().splitlines() or [type(error).__name__])[-1][:300]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from ray.data import DataContext
 
-from ray_sink.errors import SinkError
+from ray_sink.errors import DuplicateKeyError, SinkError
+from ray_sink.records import Receipt
+from ray_sink.runtime.coordinator import failed_error
+from ray_sink.runtime.ticket import Outcome, Ticket
 
 
 @contextmanager
@@ -28,3 +31,24 @@ def own_error(error: BaseException) -> BaseException:
     """The `SinkError` that an execution failed with, if it is one, else `error`."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, SinkError) else error
+
+
+def failures_of(tickets: Sequence[Ticket], outcomes: Sequence[Outcome]) -> dict[str, Exception]:
+    """What went wrong, by key."""
+    return {
+        ticket.key: outcome
+        for ticket, outcome in zip(tickets, outcomes, strict=True)
+        if not isinstance(outcome, Receipt)
+    }
+
+
+def one_error(failures: Mapping[str, Exception]) -> Exception:
+    """One error that names every key that has no receipt."""
+    key, first = next(iter(failures.items()))
+    if len(failures) == 1 and isinstance(first, SinkError) and key in str(first):
+        return first
+    one: SinkError = failed_error({key: str(error) for key, error in failures.items()})
+    if all(isinstance(error, DuplicateKeyError) for error in failures.values()):
+        one = DuplicateKeyError("; ".join(str(error) for error in failures.values()), keys=list(failures))
+    one.__cause__ = first
+    return one

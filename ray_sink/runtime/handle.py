@@ -18,24 +18,19 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayError
 
+from ray_sink.accelerator import Cuda
 from ray_sink.config import DictMode
 from ray_sink.errors import DuplicateKeyError, RunError, SinkClosedError, SinkError, UnsupportedValueError
 from ray_sink.formats import resolve
 from ray_sink.keys import check_key
-from ray_sink.measures import ProducerMeasures
+from ray_sink.meters import ProducerMeter
+from ray_sink.offload import Offload
 from ray_sink.records import Receipt
 from ray_sink.runtime.calls import own_error, result
 from ray_sink.runtime.coordinator import failed_error
 from ray_sink.runtime.lease import Lease
 from ray_sink.runtime.messages import RunSpec, Submission, WriteReply, WriterInfo
-from ray_sink.runtime.payload import (
-    Packed,
-    as_tensor,
-    copied,
-    pack_columns,
-    pack_rows,
-    packed_bytes,
-)
+from ray_sink.runtime.payload import Checked, Layout, Packed, as_tensor, copied, pack, packed_bytes, taken_apart
 from ray_sink.runtime.ticket import Settling, Ticket, tickets_for
 from ray_sink.writer import check_output
 
@@ -66,6 +61,8 @@ class _Connection:
     name: str
     node: str
     lease: Lease
+    offload: Offload
+    meter: ProducerMeter
     lock: threading.Lock = field(default_factory=threading.Lock)
     writers: list[WriterInfo] = field(default_factory=list)
     load: dict[str, int] = field(default_factory=dict)
@@ -73,19 +70,6 @@ class _Connection:
     issued: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     unreported: dict[str, Exception] = field(default_factory=dict)
-    n_bytes: int = 0
-    copy_s: float = 0.0
-    credit_s: float = 0.0
-    receipt_s: float = 0.0
-
-    def waited(self, receipt_s: float) -> None:
-        """A caller was held up by waiting for receipts, for so many seconds."""
-        with self.lock:
-            self.receipt_s += receipt_s
-
-    def measures(self) -> ProducerMeasures:
-        """All that was counted so far."""
-        return ProducerMeasures(self.name, self.issued, self.n_bytes, self.copy_s, self.credit_s, self.receipt_s)
 
 
 class SinkHandle:
@@ -169,14 +153,13 @@ class SinkHandle:
             raise DuplicateKeyError(f"keys occur more than once in one batch: {', '.join(repeated[:5])}", keys=repeated)
         if sources is not None and len(sources) != len(keys):
             raise UnsupportedValueError(f"{len(keys)} keys and {len(sources)} sources: give one of each per output")
-        began_s = perf_counter()
-        packed = self._packed(keys, batch)
+        checked = self._checked(keys, batch)
         if not keys:
             return []
-        return self._send(keys, tuple(sources or [None] * len(keys)), packed, perf_counter() - began_s)
+        return self._send(keys, tuple(sources or [None] * len(keys)), checked)
 
-    def _packed(self, keys: tuple[str, ...], batch: object) -> Packed:
-        """Check everything, then bring it to host memory."""
+    def _checked(self, keys: tuple[str, ...], batch: object) -> Checked:
+        """Check everything, and look at no data."""
         if isinstance(batch, Mapping | torch.Tensor | np.ndarray):
             columns = batch if isinstance(batch, Mapping) else {None: batch}
             tensors = {name: as_tensor(column, f"column {name!r}") for name, column in columns.items()}
@@ -199,7 +182,7 @@ class SinkHandle:
                     longest = max(suffixes, key=len)
                 else:  # same columns, same dtypes, same shapes: only the key is new
                     check_key(key, suffix=longest)
-            return pack_columns(tensors)
+            return tensors
         if isinstance(batch, str | bytes) or not isinstance(batch, Sequence) or len(batch) != len(keys):
             size = len(batch) if isinstance(batch, Sequence) else "no"
             raise UnsupportedValueError(
@@ -209,33 +192,75 @@ class SinkHandle:
         values = [as_value(value, key) for key, value in zip(keys, batch, strict=True)]
         for key, value in zip(keys, values, strict=True):
             check_output(key, value, self._format, self._dict_mode)
-        return pack_rows(values)
+        return values
 
-    def _send(
-        self, keys: tuple[str, ...], sources: tuple[str | None, ...], packed: Packed, copied_s: float
-    ) -> list[Ticket]:
+    def _send(self, keys: tuple[str, ...], sources: tuple[str | None, ...], checked: Checked) -> list[Ticket]:
         connection = self._connect()
+        layout, tensors = taken_apart(checked)
+        if connection.offload.takes(tensors):
+            try:
+                return self._send_from_gpu(connection, keys, sources, layout, tensors)
+            except torch.OutOfMemoryError:
+                pass  # then it is brought to the host while the producer waits
+        with connection.meter.copying():
+            packed = pack(checked)
         n_bytes = packed_bytes(packed)
-        asked_s = perf_counter()
-        connection.lease.take(len(keys), n_bytes)
-        taken_s = perf_counter()
+        with connection.meter.wanting_credit():
+            connection.lease.take(len(keys), n_bytes)
         try:
-            # either way the tensors' memory is copied before we return
-            payload = copied(packed) if n_bytes <= _BY_VALUE_BYTES else ray.put(packed)
+            with connection.meter.copying():
+                payload = _payload(packed)
         except BaseException:
             connection.lease.free_bytes(n_bytes)
             connection.lease.free_outputs(len(keys))
             raise
-        copied_s += perf_counter() - taken_s
-        with connection.lock:
-            connection.issued += len(keys)
-            connection.n_bytes += n_bytes
-            connection.copy_s += copied_s
-            connection.credit_s += taken_s - asked_s
-            tickets, settled = tickets_for(keys, connection.waited)
-            batch = _Batch(keys, sources, payload, n_bytes, settled, connection.issued)
+        batch, tickets = _accepted(connection, keys, sources)
+        batch.payload, batch.n_bytes = payload, n_bytes
+        connection.meter.sent(n_bytes)
         self._submit(connection, batch)
         return tickets
+
+    def _send_from_gpu(
+        self,
+        connection: _Connection,
+        keys: tuple[str, ...],
+        sources: tuple[str | None, ...],
+        layout: Layout,
+        tensors: Sequence[torch.Tensor],
+    ) -> list[Ticket]:
+        """Accept the batch as soon as it is copied where it is; its way to the host is `ray_sink.offload`'s."""
+        with connection.meter.wanting_credit():
+            connection.lease.take_outputs(len(keys))
+        try:
+            with connection.meter.copying():
+                taken = connection.offload.take(tensors)
+        except BaseException:
+            connection.lease.free_outputs(len(keys))
+            raise
+        batch, tickets = _accepted(connection, keys, sources)
+
+        def failed(error: BaseException) -> None:
+            self._settle(connection, batch, [_stranded(error, key) for key in keys])
+
+        connection.offload.bring(
+            taken, deliver=lambda hosts: self._send_on(connection, batch, layout.pack(hosts)), failed=failed
+        )
+        return tickets
+
+    def _send_on(self, connection: _Connection, batch: _Batch, packed: Packed) -> None:
+        """On the offload's thread, with a batch that is in host memory for as long as this takes."""
+        if not ray.is_initialized():
+            raise SinkClosedError("Ray was shut down before this output was written: close the sink first")
+        n_bytes = packed_bytes(packed)
+        connection.lease.take_bytes(n_bytes)
+        batch.n_bytes = n_bytes
+        try:
+            batch.payload = _payload(packed)
+            connection.meter.sent(n_bytes)
+            self._submit(connection, batch)
+        except BaseException:
+            self._let_go(connection, batch, False)
+            raise
 
     # -- the way to the writer ---------------------------------------------------------------------------------------
 
@@ -263,7 +288,11 @@ class SinkHandle:
                     return int(self._ask(self._coordinator.acquire.remote(name, node, held, granted, need)))
 
                 self._ask(self._coordinator.producer_opened.remote(name, self._needs_goodbye))
-                made = _Connection(name, node, Lease(self._spec.limits.inflight_outputs, acquire))
+                limits = self._spec.limits
+                lease = Lease(limits.inflight_outputs, acquire)
+                offload = Offload(limits.device_bytes, Cuda())
+                meter = ProducerMeter(name, lambda: offload.waited_s)
+                made = _Connection(name, node, lease, offload, meter)
                 made.writers = self._ask(self._coordinator.writers.remote(node))
                 threading.Thread(target=self._work, args=(made,), name="ray_sink-handle", daemon=True).start()
                 self._connection = made
@@ -282,9 +311,8 @@ class SinkHandle:
         batch.writer = writer.name
         nonce = connection.name.rpartition("-")[2]
         attempts = tuple(f"{nonce}-{batch.number}-{batch.tries}-{row}" for row in range(len(batch.keys)))
-        ref = writer.actor.write.remote(
-            Submission(batch.keys, attempts, batch.sources, connection.measures()), batch.payload
-        )
+        submission = Submission(batch.keys, attempts, batch.sources, connection.meter.measures())
+        ref = writer.actor.write.remote(submission, batch.payload)
         ref.future().add_done_callback(lambda done: self._replied(connection, batch, done))
 
     def _replied(self, connection: _Connection, batch: _Batch, done: Future[WriteReply]) -> None:
@@ -363,7 +391,7 @@ class SinkHandle:
     def _report(self, connection: _Connection) -> None:
         held, granted = connection.lease.trim()
         # nobody waits for this: a report that is lost is followed by the next
-        self._coordinator.hold.remote(connection.node, held, granted, connection.measures())
+        self._coordinator.hold.remote(connection.node, held, granted, connection.meter.measures())
 
     @property
     def outstanding(self) -> int:
@@ -384,11 +412,15 @@ class SinkHandle:
             return
         began_s = perf_counter()
         connection.lease.wait_idle()
-        connection.waited(perf_counter() - began_s)
+        connection.meter.waited_for_receipts(perf_counter() - began_s)
         with connection.lock:
             failed, connection.unreported = connection.unreported, {}
         if failed and not self.set_aside(failed):
             raise failed_error({key: str(error) for key, error in failed.items()})
+
+    def close_sources(self, sources: Sequence[str]) -> None:
+        """Say that all outputs of these input rows have their receipts: a resumed run need not compute them again."""
+        self._ask(self._coordinator.close_sources.remote(sources))
 
     def set_aside(self, failures: Mapping[str, BaseException]) -> bool:
         """Have outputs that failed counted against ``Limits.max_failures``.
@@ -420,10 +452,11 @@ class SinkHandle:
         try:
             self.flush()
         finally:
+            connection.offload.close()
             connection.todo.put(None)
             if self._needs_goodbye:
                 goodbye = self._coordinator.producer_closed
-                self._ask(goodbye.remote(connection.node, connection.measures(), connection.failures))
+                self._ask(goodbye.remote(connection.node, connection.meter.measures(), connection.failures))
             else:
                 self._report(connection)
 
@@ -443,6 +476,30 @@ def as_value(value: object, key: str) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [as_tensor(item, f"{key!r}[{index}]") for index, item in enumerate(value)]
     return as_tensor(value, f"the value of {key!r}")
+
+
+def _accepted(
+    connection: _Connection, keys: tuple[str, ...], sources: tuple[str | None, ...]
+) -> tuple[_Batch, list[Ticket]]:
+    """Tickets for a batch, which has no payload yet."""
+    with connection.lock:
+        connection.issued += len(keys)
+        connection.meter.accepted(len(keys))
+        tickets, settled = tickets_for(keys, connection.meter.waited_for_receipts)
+        return _Batch(keys, sources, None, 0, settled, connection.issued), tickets
+
+
+def _payload(packed: Packed) -> Any:
+    """What travels; either way it has memory of its own."""
+    return copied(packed) if packed_bytes(packed) <= _BY_VALUE_BYTES else ray.put(packed)
+
+
+def _stranded(error: BaseException, key: str) -> Exception:
+    if isinstance(error, SinkError):
+        return error
+    failure = SinkError(f"key {key!r}: it did not come from the GPU into the object store: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def _failure(error: BaseException | None, key: str) -> Exception:

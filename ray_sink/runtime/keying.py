@@ -29,28 +29,30 @@ class KeyTemplate:
     is_column: bool
 
     @classmethod
-    def parse(cls, text: object) -> KeyTemplate:
-        """Check what the user gave as ``key``.
+    def parse(cls, text: object, *, argument: str = "key") -> KeyTemplate:
+        """Check what the user gave as ``key``, or as another argument that names rows.
 
         Raises:
             ConfigError: it is neither a column name nor a template of column names.
         """
         if not isinstance(text, str) or not text:
             raise ConfigError(
-                f"key must be a column name or a template such as '{{case_id}}/{{step:04d}}', got {text!r:.80}"
+                f"{argument} must be a column name or a template such as '{{case_id}}/{{step:04d}}', got {text!r:.80}"
             )
         if "{" not in text and "}" not in text:
             return cls(text, (text,), True)
         try:
             parts = list(string.Formatter().parse(text))
         except ValueError as error:
-            raise ConfigError(f"key template {text!r}: {error}") from None
+            raise ConfigError(f"{argument} template {text!r}: {error}") from None
         fields = [field for _, field, _, _ in parts if field is not None]
         wrong = [field for field in fields if not field or field.isdigit() or "." in field or "[" in field]
         if wrong:
-            raise ConfigError(f"key template {text!r}: {wrong[0]!r} is no column name; write '{{column}}'")
+            raise ConfigError(f"{argument} template {text!r}: {wrong[0]!r} is no column name; write '{{column}}'")
         if not fields:
-            raise ConfigError(f"key template {text!r} names no column, so that all rows would have one key")
+            raise ConfigError(
+                f"{argument} template {text!r} names no column, so that all rows would have one {argument}"
+            )
         return cls(text, tuple(dict.fromkeys(fields)), False)
 
     def missing(self, names: Iterable[str]) -> list[str]:
@@ -87,25 +89,33 @@ class KeyTemplate:
         )
 
 
-def missing_error(template: KeyTemplate, missing: Sequence[str], where: str, columns: str) -> ConfigError:
+def missing_error(
+    template: KeyTemplate, missing: Sequence[str], where: str, columns: str, *, argument: str = "key"
+) -> ConfigError:
     """The error for a key column that is not there; `columns` says what is."""
     names = ", ".join(map(repr, missing))
-    return ConfigError(f"key={template.text!r} needs column {names}, which {where} lacks. It has {columns}")
+    return ConfigError(f"{argument}={template.text!r} needs column {names}, which {where} lacks. It has {columns}")
 
 
-def require_unique(keys: Sequence[str], where: str) -> None:
-    """Refuse keys that occur twice.
+def require_unique(keys: Sequence[str], where: str, *, source: KeyTemplate | None = None) -> None:
+    """Refuse keys that occur twice; or sources, where `source` has made them.
 
     Raises:
         DuplicateKeyError: names them.
     """
     if len(set(keys)) < len(keys):
-        raise duplicate_error([key for key, count in Counter(keys).items() if count > 1], where)
+        raise duplicate_error([key for key, count in Counter(keys).items() if count > 1], where, source=source)
 
 
-def duplicate_error(keys: Sequence[str], where: str) -> DuplicateKeyError:
-    """The error for several rows under one key."""
+def duplicate_error(keys: Sequence[str], where: str, *, source: KeyTemplate | None = None) -> DuplicateKeyError:
+    """The error for several rows under one key, or from one `source`."""
     shown = ", ".join(map(repr, keys[:_SHOWN])) + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
+    if source is not None:
+        return DuplicateKeyError(
+            f"several rows of {where} have the source {shown}: once one of them is done, a resumed run would leave the"
+            f" others out. Choose a column, or a template, that tells them apart; source={source.text!r} does not",
+            keys=keys,
+        )
     return DuplicateKeyError(
         f"several rows of {where} have the key {shown}: one would hide the other. Make the key unique, e.g."
         " key='{case_id}/{step:04d}'",

@@ -27,19 +27,27 @@ class Lease:
 
     def take(self, outputs: int, n_bytes: int) -> None:
         """Wait until `outputs` outputs of `n_bytes` together may go."""
+        self.take_outputs(outputs)
+        try:
+            self.take_bytes(n_bytes)
+        except BaseException:
+            self.free_outputs(outputs)
+            raise
+
+    def take_outputs(self, outputs: int) -> None:
+        """Wait until `outputs` more may be accepted."""
         with self._changed:
             self._changed.wait_for(lambda: not self._outputs or self._outputs + outputs <= self._max_outputs)
             self._outputs += outputs
-            try:
-                while self._used_bytes + n_bytes > self._held_bytes:
-                    if self._asking:
-                        self._changed.wait()
-                    else:
-                        self._ask(n_bytes)
-            except BaseException:
-                self._outputs -= outputs
-                self._changed.notify_all()
-                raise
+
+    def take_bytes(self, n_bytes: int) -> None:
+        """Wait until `n_bytes` more may go into the object store."""
+        with self._changed:
+            while self._used_bytes + n_bytes > self._held_bytes:
+                if self._asking:
+                    self._changed.wait()
+                else:
+                    self._ask(n_bytes)
             self._used_bytes += n_bytes
 
     def _ask(self, need_bytes: int) -> None:

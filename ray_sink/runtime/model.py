@@ -13,12 +13,11 @@ from typing import Any, ClassVar
 import pandas as pd
 import pyarrow as pa
 
-from ray_sink.errors import ConfigError, DuplicateKeyError, SinkError
+from ray_sink.errors import ConfigError
 from ray_sink.records import Receipt
 from ray_sink.runtime.batches import Batch, scalars
 from ray_sink.runtime.columns import kept_columns, plain_array, select
-from ray_sink.runtime.coordinator import failed_error
-from ray_sink.runtime.failing import unwrapped
+from ray_sink.runtime.failing import failures_of, one_error, unwrapped
 from ray_sink.runtime.keying import KeyTemplate, duplicate_error, missing_error, require_unique
 from ray_sink.runtime.receipts import SCHEMA, receipt_table
 from ray_sink.runtime.rows import SOURCE
@@ -36,6 +35,7 @@ class StageSpec:
         key: the key template.
         columns: the columns to save, as `check_columns` returns them.
         takes_out: rows whose key is committed are taken out beforehand, by their key as the input has it.
+        source: names each input row, so that it can be taken out when all that the model made of it is committed.
     """
 
     model: Any
@@ -43,6 +43,7 @@ class StageSpec:
     key: KeyTemplate
     columns: str | tuple[str, ...] | None
     takes_out: bool
+    source: KeyTemplate | None = None
 
 
 @dataclass(slots=True)
@@ -52,7 +53,16 @@ class _Input:
     before: Batch
     keys: list[str] | None
     sources: list[str] | None
+    names: list[str]
     seen: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What one call gave: its outputs, and the names of the input rows that are done with them."""
+
+    pieces: list[_Piece]
+    names: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +102,15 @@ class SinkStage:
         else:
             turn = self._thread.submit(functools.partial(self._serve, batch, args, kwargs))
         del batch
-        pieces = await asyncio.wrap_future(turn)
+        served = await asyncio.wrap_future(turn)
+        pieces = served.pieces
         tickets = [ticket for piece in pieces for ticket in piece.tickets]
         outcomes = await outcomes_of(tickets)
-        failures = _failures_of(tickets, outcomes)
+        failures = failures_of(tickets, outcomes)
         if failures and not await asyncio.to_thread(self.spec.handle.set_aside, failures):
-            raise _one_error(failures)
+            raise one_error(failures)
+        if served.names and not failures:  # a failed output may be of any of them
+            await asyncio.to_thread(self.spec.handle.close_sources, served.names)
         left = iter(outcomes)
         tables = [_rows(piece, list(itertools.islice(left, len(piece.tickets)))) for piece in pieces]
         return pa.concat_tables(tables, promote_options="default") if tables else SCHEMA.empty_table()
@@ -109,7 +122,7 @@ class SinkStage:
 
     # -- on the model's thread ---------------------------------------------------------------------------------------
 
-    def _serve(self, batch: Any, args: Sequence[Any], kwargs: Mapping[str, Any], model: Any) -> list[_Piece]:
+    def _serve(self, batch: Any, args: Sequence[Any], kwargs: Mapping[str, Any], model: Any) -> _Served:
         batch, held = self._take_in(batch)
         result = model(batch, *args, **kwargs)
         del batch
@@ -121,20 +134,18 @@ class SinkStage:
         for output in outputs:
             pieces.append(self._hand_over(output, held))
             del output  # before the model makes the next one
-        return pieces
+        return _Served(pieces, held.names)
 
-    async def _serve_async(
-        self, batch: Any, args: Sequence[Any], kwargs: Mapping[str, Any], model: Any
-    ) -> list[_Piece]:
+    async def _serve_async(self, batch: Any, args: Sequence[Any], kwargs: Mapping[str, Any], model: Any) -> _Served:
         batch, held = self._take_in(batch)
         result = model(batch, *args, **kwargs)
         if not isinstance(result, AsyncIterator):
-            return [self._hand_over(await result, held)]
+            return _Served([self._hand_over(await result, held)], held.names)
         pieces = []
         async for output in result:
             pieces.append(self._hand_over(output, held))
             del output
-        return pieces
+        return _Served(pieces, held.names)
 
     def _take_in(self, raw: Any) -> tuple[Any, _Input]:
         """The batch as the model gets it, and what must be remembered of it."""
@@ -149,7 +160,11 @@ class SinkStage:
         if not self.spec.key.missing(before.names):
             keys = self.spec.key.keys_of(before)
             require_unique(keys, "a batch")
-        return raw, _Input(before, keys, sources)
+        names: list[str] = []
+        if self.spec.source is not None:
+            names = self.spec.source.keys_of(before)
+            require_unique(names, "a batch", source=self.spec.source)
+        return raw, _Input(before, keys, sources, names)
 
     def _hand_over(self, raw: Any, held: _Input) -> _Piece:
         output = Batch(raw)
@@ -164,7 +179,9 @@ class SinkStage:
         if again:
             raise duplicate_error(again, "the model's output for one batch")
         held.seen.update(keys)
-        tickets = self.spec.handle.write_batch(keys, saved.value, sources=self._sources(keys, held)) if keys else []
+        tickets = (
+            self.spec.handle.write_batch(keys, saved.value, sources=self._sources(keys, output, held)) if keys else []
+        )
         return _Piece(tickets, kept)
 
     def _keys(self, output: Batch, held: _Input) -> tuple[list[str], list[str]]:
@@ -195,10 +212,15 @@ class SinkStage:
             )
         return keys, from_input
 
-    def _sources(self, keys: Sequence[str], held: _Input) -> list[str] | None:
+    def _sources(self, keys: Sequence[str], output: Batch, held: _Input) -> list[str] | None:
         """Which input row each output comes from, where that can be told."""
         if held.sources is None:
             return None
+        if self.spec.source is not None and not self.spec.source.missing(output.names):
+            by_name = dict(zip(held.names, held.sources, strict=True))
+            names = self.spec.source.keys_of(output)
+            if set(names) <= set(by_name):
+                return [by_name[name] for name in names]
         if held.keys is not None and set(keys) <= set(held.keys):
             by_key = dict(zip(held.keys, held.sources, strict=True))
             return [by_key[key] for key in keys]
@@ -259,26 +281,6 @@ def _without(raw: Any, column: str) -> Any:
     if isinstance(raw, pd.DataFrame):
         return raw.drop(columns=[column])
     return {name: values for name, values in raw.items() if name != column}
-
-
-def _failures_of(tickets: Sequence[Ticket], outcomes: Sequence[Outcome]) -> dict[str, Exception]:
-    return {
-        ticket.key: outcome
-        for ticket, outcome in zip(tickets, outcomes, strict=True)
-        if not isinstance(outcome, Receipt)
-    }
-
-
-def _one_error(failures: Mapping[str, Exception]) -> Exception:
-    """One error that names every key that has no receipt."""
-    key, first = next(iter(failures.items()))
-    if len(failures) == 1 and isinstance(first, SinkError) and key in str(first):
-        return first
-    one: SinkError = failed_error({key: str(error) for key, error in failures.items()})
-    if all(isinstance(error, DuplicateKeyError) for error in failures.values()):
-        one = DuplicateKeyError("; ".join(str(error) for error in failures.values()), keys=list(failures))
-    one.__cause__ = first
-    return one
 
 
 def _rows(piece: _Piece, outcomes: Sequence[Outcome]) -> pa.Table:

@@ -10,13 +10,13 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 
 from ray_sink.errors import UnsupportedValueError
-from ray_sink.formats.values import flat_bytes
+from ray_sink.formats.values import flat_bytes, tensors_of
 
 if TYPE_CHECKING:
     from ray_sink.formats.base import Value
@@ -52,6 +52,9 @@ class PackedColumns:
 
 
 Packed = PackedRows | PackedColumns
+
+Checked: TypeAlias = "Mapping[str | None, torch.Tensor] | Sequence[Value]"
+"""A batch as it may be packed: columns, or values one by one."""
 
 _NUMPY_DTYPES = {
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
@@ -107,6 +110,51 @@ def pack_rows(values: Sequence[Value]) -> PackedRows:
 def pack_columns(columns: Mapping[str | None, torch.Tensor]) -> PackedColumns:
     """Pack columns whose first dimension runs over the outputs."""
     return PackedColumns({name: pack_tensor(tensor) for name, tensor in columns.items()})
+
+
+def pack(batch: Checked) -> Packed:
+    """Pack columns, or values one by one."""
+    return pack_columns(batch) if isinstance(batch, Mapping) else pack_rows(batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the tensors of a batch belong together, without them.
+
+    Attributes:
+        shape: for columns their names; for values one by one a list, where None is a tensor, a number that many in a
+            list, and a tuple the names of a mapping.
+    """
+
+    shape: tuple[str | None, ...] | list[int | tuple[str, ...] | None]
+
+    def pack(self, tensors: Sequence[torch.Tensor]) -> Packed:
+        """Pack other tensors in the place of those that `taken_apart` found. May share their memory."""
+        left = iter(tensors)
+        if isinstance(self.shape, tuple):
+            return pack_columns(dict(zip(self.shape, left, strict=True)))
+        values: list[Value] = []
+        for shape in self.shape:
+            if shape is None:
+                values.append(next(left))
+            elif isinstance(shape, int):
+                values.append([next(left) for _ in range(shape)])
+            else:
+                values.append({name: next(left) for name in shape})
+        return pack_rows(values)
+
+
+def taken_apart(batch: Checked) -> tuple[Layout, list[torch.Tensor]]:
+    """The tensors of a batch, in order, and how to put them together."""
+    if isinstance(batch, Mapping):
+        return Layout(tuple(batch)), list(batch.values())
+    shape: list[int | tuple[str, ...] | None] = []
+    for value in batch:
+        if isinstance(value, torch.Tensor):
+            shape.append(None)
+        else:
+            shape.append(tuple(value) if isinstance(value, Mapping) else len(value))
+    return Layout(shape), [tensor for value in batch for _, tensor in tensors_of(value)]
 
 
 def packed_bytes(packed: Packed) -> int:

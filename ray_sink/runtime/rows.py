@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,17 +26,21 @@ _COUNTS: Final = "ray_sink_rows"
 
 
 class Remaining:
-    """Takes out the rows whose key is committed.
+    """Takes out the rows whose key is committed, or whose source is closed.
 
     The hashes are a snapshot: what is committed later stays in, so that a task that Ray runs again sees the same rows.
 
     Args:
-        template: the key.
-        committed: reference to sorted hashes of the committed keys, or None if there are none.
-        required: a batch without the key's columns is an error, and not left as it is.
+        template: the key, or the source.
+        committed: reference to sorted hashes of the committed keys, or of the closed sources; None if there are none.
+        required: a batch without the template's columns is an error, and not left as it is.
+        argument: which argument the template was given as.
     """
 
-    def __init__(self, template: KeyTemplate, committed: Any, *, required: bool) -> None:
+    def __init__(
+        self, template: KeyTemplate, committed: Any, *, required: bool, argument: Literal["key", "source"] = "key"
+    ) -> None:
+        self.argument = argument
         self._template = template
         self._committed = committed
         self._required = required
@@ -51,17 +55,21 @@ class Remaining:
         batch = Batch(block)
         missing = self._template.missing(batch.names)
         if missing and self._required and batch.names:
-            raise missing_error(self._template, missing, "the dataset", batch.describe())
+            raise missing_error(self._template, missing, "the dataset", batch.describe(), argument=self.argument)
         if missing or self._committed is None or not batch.rows:
             return block
-        keep = ~_is_in(hash_keys(self._template.keys_of(batch)), ray.get(self._committed))
+        keep = ~_is_in(self.hashes(batch), ray.get(self._committed))
         if keep.all():
             return block
         return block.filter(pa.array(keep)) if isinstance(block, pa.Table) else block[keep]
 
+    def hashes(self, batch: Batch) -> npt.NDArray[Any]:
+        """Hashes of the keys, or sources, of a batch that has the template's columns."""
+        return hash_keys(self._template.keys_of(batch))
+
 
 class Admission:
-    """Takes out what is committed, gives each row an identity, and counts.
+    """Takes out what is committed, gives each row an identity, and counts; where rows go by sources, lists these.
 
     A row's identity is ``<execution>/<task>-<place among the task's rows>``: a task that Ray runs again, because it was
     retried or its output was lost, gets the same input in the same order, and so gives the same identities. Executions
@@ -90,6 +98,9 @@ class Admission:
         rows_in, rows_skipped = context.kwargs.get(_COUNTS, (0, 0))
         left = self._remaining.rest(block)
         sources = _sources(f"{self._execution}/{context.task_idx}-", rows_in, len(left))
+        if self._remaining.argument == "source" and len(block):
+            hashes, place = self._remaining.hashes(Batch(block)), f"{context.task_idx}-{rows_in}"
+            result(self._coordinator.sources_seen.remote(self._dataset_id, self._execution, place, hashes))
         rows_in += len(block)
         rows_skipped += len(block) - len(left)
         context.kwargs[_COUNTS] = rows_in, rows_skipped

@@ -78,8 +78,13 @@ def tickets_for(keys: Sequence[str], waited: Callable[[float], None]) -> tuple[l
     return [Ticket(key, batch, index) for index, key in enumerate(keys)], batch
 
 
+def settled(tickets: Sequence[Ticket]) -> list[Outcome]:
+    """Wait for all of them, in a thread of the caller's."""
+    return [ticket._batch.result()[ticket._index] for ticket in tickets]
+
+
 async def outcomes_of(tickets: Sequence[Ticket]) -> list[Outcome]:
     """Wait for all of them; a batch wakes the event loop once, and not for each of its outputs."""
     for batch in dict.fromkeys(ticket._batch for ticket in tickets):
         await asyncio.wrap_future(batch)
-    return [ticket._batch.result()[ticket._index] for ticket in tickets]
+    return settled(tickets)

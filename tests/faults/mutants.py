@@ -26,6 +26,8 @@ POWER: Final = ("tests/faults/test_power.py",)
 DISK: Final = ("tests/faults/test_disk_errors.py",)
 REPLIES: Final = ("tests/faults/test_store_replies.py",)
 MULTIPART: Final = ("tests/faults/test_store_multipart.py",)
+DATASINK: Final = ("tests/runtime/test_datasink.py",)
+ROLLOUTS: Final = ("tests/runtime/test_rollouts.py",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,41 @@ MUTANTS: Final = (
         "            if end is None and _explained_by_crash(data, at, seq):\n",
         "            if end is None:\n",
         ("tests/test_journal.py", "tests/faults/test_damage.py"),
+    ),
+    Mutant(
+        "a dataset whose write failed counts as written",
+        "runtime/datasink.py",
+        'self._ended(RowCounts(), f"failed: {gist(error)}")',
+        "self._ended(RowCounts(), None)",
+        DATASINK,
+    ),
+    Mutant(
+        "blocks that Ray Data dropped are not missed",
+        "runtime/execution.py",
+        "if dropped else None",
+        "if False else None",
+        DATASINK,
+    ),
+    Mutant(
+        "a source is closed before its outputs have receipts",
+        "runtime/model.py",
+        '            require_unique(names, "a batch", source=self.spec.source)\n',
+        "            self.spec.handle.close_sources(names)\n",
+        ROLLOUTS,
+    ),
+    Mutant(
+        "a source is closed though one of its outputs failed",
+        "runtime/model.py",
+        "if served.names and not failures:",
+        "if served.names:",
+        ROLLOUTS,
+    ),
+    Mutant(
+        "rows that share a source are not told apart",
+        "runtime/coordinator.py",
+        "max((len(hashes) - len(np.unique(hashes)) for hashes in found), default=0)",
+        "0",
+        ROLLOUTS,
     ),
 )
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from ray.data.extensions import ArrowTensorArray
+from ray.data.extensions import ArrowTensorArray, ArrowVariableShapedTensorArray
 
 from ray_sink import Receipt, State
 from ray_sink.errors import ConfigError, DuplicateKeyError, InvalidKeyError
@@ -160,6 +160,50 @@ def test_rows_of_different_shapes_are_saved_one_by_one(kind: str) -> None:
     assert len({tuple(row.shape) for row in value}) == 3
     both = select(("p", "x"), Batch({"p": ragged(kind), "x": TENSORS}), {}).value
     assert both[2].keys() == {"p", "x"}
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        TENSORS.tolist(),
+        pa.array(TENSORS.tolist(), pa.list_(pa.list_(pa.float32()))),
+        pa.array(TENSORS.tolist(), pa.list_(pa.list_(pa.float32(), 2), 2)),
+        pd.Series(TENSORS.tolist()),
+    ],
+    ids=["lists", "arrow", "arrow of fixed lengths", "pandas"],
+)
+def test_lists_in_lists_are_tensors(column: Any) -> None:
+    value = select("p", Batch({"p": column}), {}).value
+    assert np.array_equal(np.stack(list(value)), TENSORS)
+    assert not isinstance(column, pa.Array) or {row.dtype for row in value} == {np.dtype(np.float32)}
+
+
+def test_lists_of_different_lengths_within_a_row_are_refused_by_row() -> None:
+    for column in ([[[1.0, 2.0]], [[1.0, 2.0], [3.0]]], pa.array([[[1.0, 2.0]], [[1.0, 2.0], [3.0]]])):
+        with pytest.raises(ConfigError, match=r"'p' holds lists of different lengths within row 1"):
+            select("p", Batch({"p": column}), {})
+
+
+def test_a_row_without_a_tensor_is_named() -> None:
+    with pytest.raises(ConfigError, match="'p' holds a NoneType in row 1"):
+        select("p", Batch({"p": [np.ones(2), None]}), {})
+    with pytest.raises(ConfigError, match="'p' holds a dict in row 0"):
+        select("p", Batch(pa.table({"p": [{"x": [1.0]}, {"x": [2.0]}]})), {})
+
+
+def test_tensor_columns_of_different_shapes_are_read_as_tensors() -> None:
+    rows = [np.ones((2, length), dtype=np.float32) for length in (1, 2, 3)]
+    table = pa.table({"p": ArrowVariableShapedTensorArray.from_numpy(rows)})
+    assert [row.shape for row in select("p", Batch(table), {}).value] == [(2, 1), (2, 2), (2, 3)]
+
+
+def test_objects_that_are_tensors_keep_their_dtype() -> None:
+    rows = [torch.ones(length, dtype=torch.bfloat16) for length in (1, 2, 3)]
+    held = np.empty(3, dtype=object)
+    for row, tensor in enumerate(rows):
+        held[row] = tensor
+    for column in (rows, held, pd.Series(rows)):
+        assert [row.dtype for row in select("p", Batch({"p": column}), {}).value] == [torch.bfloat16] * 3
 
 
 def test_arrow_tables_and_data_frames_are_read_as_tensors() -> None:

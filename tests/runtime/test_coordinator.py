@@ -6,10 +6,12 @@ import asyncio
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
 
 from ray_sink import Limits, SaveFormat, UploadOptions, WriterOptions
 from ray_sink.errors import StagingError
+from ray_sink.keys import hash_keys
 from ray_sink.ledger import LedgerOptions
 from ray_sink.records import RunInfo
 from ray_sink.runtime.coordinator import Coordinator
@@ -64,6 +66,34 @@ def test_temps_that_cannot_be_swept_are_said_and_end_nothing(
     monkeypatch.setattr(coordinator._staging, "sweep", refuse)
     with pytest.raises(StagingError, match="not yours"):
         asyncio.run(coordinator.stop(True))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_rows_that_share_a_source_keep_a_dataset_open_however_often_its_end_is_said(
+    coordinator: Coordinator, shared: bool
+) -> None:
+    async def run() -> None:
+        await coordinator.dataset_opened("ds")
+        for execution in ("first", "second"):
+            for place in ("0-0", "0-2", "0-2"):  # a task that is run again says the same again
+                sources = ["a" if shared else place, f"b{place}"]
+                await coordinator.sources_seen("ds", execution, place, hash_keys(sources))
+        for _ in range(2):
+            await coordinator.dataset_closed("ds", True)
+
+    asyncio.run(run())
+    unfinished = asyncio.run(coordinator.status()).unfinished
+    assert [reason for reason in unfinished if "1 row(s) whose source is another row's" in reason] == list(unfinished)
+    assert bool(unfinished) is shared
+
+
+def test_what_is_committed_or_closed_is_told_as_sorted_hashes(coordinator: Coordinator) -> None:
+    assert len(asyncio.run(coordinator.committed_keys())) == 0
+    assert len(asyncio.run(coordinator.closed_sources())) == 0
+    names = [f"init {number}" for number in range(1000)]
+    for some in (names[:700], names[300:]):
+        asyncio.run(coordinator.close_sources(some))
+    assert np.array_equal(asyncio.run(coordinator.closed_sources()), np.sort(hash_keys(names)))
 
 
 def test_a_producer_of_small_outputs_asks_once_for_many(coordinator: Coordinator) -> None:

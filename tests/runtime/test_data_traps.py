@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray.data
-from ray.data import DataContext
+from ray.data import ActorPoolStrategy, DataContext
 
 from ray_sink import Sink
 from ray_sink.errors import RunIncomplete
@@ -177,3 +177,31 @@ def test_the_model_is_called_while_no_receipt_comes(tmp_path: Path) -> None:
         finally:
             os.kill(coordinator, signal.SIGCONT)
         assert receipts.result().count() == 4
+
+
+def test_two_stages_of_actors_may_have_all_cpus_between_them(sink: Sink, tmp_path: Path) -> None:
+    """What the sink puts between them must not wait for a CPU that they never give back.
+
+    The first stage keeps its CPUs until the second has had a row, as one does that is held back by a full object store.
+    """
+    arrived = tmp_path / "arrived"
+
+    class Encoder:
+        def __call__(self, given: dict[str, Any]) -> dict[str, Any]:
+            import time
+
+            deadline = time.monotonic() + 60
+            while max(given["id"]) >= 8 and not arrived.exists():
+                assert time.monotonic() < deadline, "no row gets from one stage to the other"
+                time.sleep(0.05)
+            return {**given, "latent": np.ones((len(given["id"]), 4)) * given["id"][:, None]}
+
+    class Decoder:
+        def __call__(self, given: dict[str, Any]) -> dict[str, Any]:
+            arrived.touch()
+            return {"id": given["id"], "p": given["latent"] * 2}
+
+    half = ActorPoolStrategy(size=2)
+    encoded = cases(16, 8).materialize().map_batches(Encoder, compute=half, num_cpus=1)
+    receipts = within(170, lambda: sink.run(encoded, Decoder, key="stages/{id}", compute=half, num_cpus=1))
+    assert sorted(row["id"] for row in receipts.take_all()) == list(range(16))

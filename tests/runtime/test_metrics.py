@@ -58,7 +58,7 @@ def test_every_metric_of_a_run_is_read_back_from_prometheus(folder_run: Run, pro
         assert held is not None
         assert held >= 0
         waited = ask(prometheus, f"ray_sink_producers_waited_seconds_total{mine}")
-        assert set(waited) <= {"copy", "credit", "receipt"}
+        assert set(waited) <= {"copy", "device", "credit", "receipt"}
         assert waited["copy"] > 0
         assert waited["receipt"] > 0
 

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from ray_sink.errors import UnsupportedValueError
-from ray_sink.runtime.payload import as_tensor, copied, pack_columns, pack_rows, packed_bytes, unpack
+from ray_sink.runtime.payload import (
+    as_tensor,
+    copied,
+    pack,
+    pack_columns,
+    pack_rows,
+    packed_bytes,
+    taken_apart,
+    unpack,
+)
 
 DTYPES = [
     *(torch.bool, torch.uint8, torch.uint16, torch.int32, torch.int64, torch.float16, torch.bfloat16),
@@ -87,3 +96,17 @@ def test_numpy_arrays_of_any_layout_are_taken(array: np.ndarray) -> None:
 def test_what_is_no_tensor_is_named(value: object) -> None:
     with pytest.raises(UnsupportedValueError, match="column 'x'"):
         as_tensor(value, "column 'x'")
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {None: torch.rand(3, 2)},
+        {"u": torch.rand(3, 2), "v": torch.arange(3)},
+        [torch.ones(1), {"b": torch.ones(2), "a": torch.zeros(3)}, [torch.ones(4), torch.ones(5)], [], {}],
+    ],
+)
+def test_a_batch_that_was_taken_apart_is_put_together_as_it_was(batch: Any) -> None:
+    layout, tensors = taken_apart(batch)
+    again = layout.pack([tensor.clone() for tensor in tensors])
+    assert repr(again) == repr(pack(batch))

@@ -73,7 +73,7 @@ def test_who_looks_on_is_told_what_only_the_cluster_knows(folder_run: Run) -> No
         live: dict[str, object] = row["live"]  # type: ignore[assignment]
         assert (row["state"], live["accepted"], live["failed"]) == ("running", 5, 0)
         assert [writer["outputs"] for writer in live["writers"]] == [5]  # type: ignore[attr-defined]
-        assert set(live["waited_s"]) == {"copy", "credit", "receipt"}  # type: ignore[call-overload]
+        assert set(live["waited_s"]) == {"copy", "device", "credit", "receipt"}  # type: ignore[call-overload]
         text = call("status", "--staging", folder_run.staging)
         assert "5 accepted" in text.out
         assert "producers  waited for copy" in text.out

@@ -268,10 +268,12 @@ def test_a_run_that_is_sealed_while_the_next_driver_starts_is_sealed_once(
         return claim(*places, **options)
 
     monkeypatch.setattr(ray_sink.sink, "claim", late)
-    with run.sink() as second, second.handle() as handle:
-        assert second.manifest.seal == first.manifest.seal
-        with pytest.raises(RunSealedError, match="'b' is not in it"):
-            handle.write("b", field(2)).result(60)
+    second = run.sink()
+    assert second.manifest.seal == first.manifest.seal
+    with pytest.raises(OutputsFailed, match="'b' is not in it"), second.handle() as handle:
+        handle.write("b", field(2))
+    with pytest.raises(OutputsFailed, match="'b'"):
+        second.close()
     assert run.manifest().seal == first.manifest.seal
 
 
