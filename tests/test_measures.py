@@ -50,7 +50,12 @@ def test_nothing_has_no_percentile_and_hours_have_their_own_bucket() -> None:
 
 def test_threads_lose_no_count() -> None:
     histogram = Histogram()
-    threads = [threading.Thread(target=lambda: [histogram.add(0.5) for _ in range(5000)]) for _ in range(4)]
+
+    def work() -> None:
+        for _ in range(5000):
+            histogram.add(0.5)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

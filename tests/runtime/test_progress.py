@@ -41,7 +41,7 @@ def test_a_run_ends_with_a_report_of_all_its_outputs(folder_run: Run) -> None:
     counts = {name: stage["count"] for name, stage in said["stages"].items()}  # type: ignore[attr-defined]
     assert counts == {"encode": 22, "stage": 22, "decide": 4, "publish": 4, "upload": 20}
     assert said["retries"] == {"uploads": 0, "outputs": 2}
-    assert 0 < said["peak_bytes"]["staging"] <= said["uploaded_bytes"]  # type: ignore[index,operator]
+    assert 0 < said["peak_bytes"]["staging"] <= said["uploaded_bytes"]  # type: ignore[index]
     assert [writer["outputs"] for writer in said["writers"]] == [22]  # type: ignore[attr-defined]
     before = dict(said)
     folder_run.sink().close()  # a sealed run keeps its report
