@@ -72,7 +72,8 @@ def _summary(name: str | None, tensor: Tensor) -> TensorSummary:
 def _without_nans(array: np.ndarray) -> tuple[np.ndarray, int]:
     import numpy as np
 
-    if not math.isnan(float(array.sum(dtype="float64"))):  # one pass, no mask; infinities may hide nothing
+    # a NaN makes the sum one: most arrays need no mask. So do two infinities, and then the mask finds none
+    if not math.isnan(float(array.sum(dtype="float64"))):
         return array, 0
     bad = np.isnan(array)
     return array[~bad], int(bad.sum())

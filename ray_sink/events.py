@@ -176,6 +176,56 @@ class PromiseWeaker:
 
 
 @dataclass(frozen=True, slots=True)
+class RunEnded:
+    """A driver's part of a run is done; ``report.json`` at the destination says more.
+
+    Attributes:
+        run_id: the run.
+        epoch: the driver's epoch.
+        outputs: outputs that got a receipt.
+        bytes: their size as tensors, in bytes.
+        wall_s: how long it took, seconds.
+        copy_s: how long producers were held up by copying, seconds.
+        device_s: by waiting for room on a GPU, seconds.
+        credit_s: by waiting for room elsewhere, seconds.
+        receipt_s: by waiting for receipts, seconds.
+        upload_retries: tries to upload that failed and were followed by another.
+        failures: outputs that failed.
+    """
+
+    NAME: ClassVar[str] = "run_ended"
+    LEVEL: ClassVar[int] = logging.INFO
+
+    run_id: str
+    epoch: int
+    outputs: int
+    bytes: int
+    wall_s: float
+    copy_s: float
+    device_s: float
+    credit_s: float
+    receipt_s: float
+    upload_retries: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportMissed:
+    """A run's ``report.json`` could not be written; nothing else is wrong with the run for that.
+
+    Attributes:
+        run_id: the run.
+        reason: the error's message.
+    """
+
+    NAME: ClassVar[str] = "report_missed"
+    LEVEL: ClassVar[int] = logging.WARNING
+
+    run_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ProducerWaited:
     """A producer that wrote from a GPU has ended: what it stood still for.
 

@@ -20,6 +20,7 @@ class Heart:
         claim: whose counters.
         takeover_s: how long they must stand still for another to take over, seconds.
         fence: told of a newer owner.
+        note: what to say about the run with each beat; see `ray_sink.ownership.Sighting.note`.
         last_beat_s: how long `stop` waits for a beat that is under way, seconds.
 
     Attributes:
@@ -27,11 +28,18 @@ class Heart:
     """
 
     def __init__(
-        self, claim: Claim, takeover_s: float, fence: Callable[[str], object], *, last_beat_s: float = 10.0
+        self,
+        claim: Claim,
+        takeover_s: float,
+        fence: Callable[[str], object],
+        *,
+        note: Callable[[], str] = str,
+        last_beat_s: float = 10.0,
     ) -> None:
         self._claim = claim
         self._every_s = takeover_s / _BEATS
         self._fence = fence
+        self._note = note
         self._last_beat_s = last_beat_s
         self._stop = threading.Event()
         self.fenced: RunFencedError | None = None
@@ -46,7 +54,7 @@ class Heart:
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):
             try:
-                self._claim.beat()
+                self._claim.beat(self._note())
             except RunFencedError as error:
                 self.fenced = error
                 self._fence(str(error))

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +16,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ray_sink.config import Ack, DictMode, Limits, OnConflict, SaveFormat, UploadOptions, WriterOptions
+from ray_sink.display import show_report
 from ray_sink.doctor.starting import check_staging, check_store
 from ray_sink.errors import ConfigError, RunIncomplete, SinkClosedError, SinkError
+from ray_sink.events import emit
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.formats import resolve
 from ray_sink.keys import RESERVED
@@ -27,6 +30,7 @@ from ray_sink.patience import Patience
 from ray_sink.places import checked_dest, checked_run_id, checked_staging
 from ray_sink.reading import Manifest, read_table
 from ray_sink.records import RunInfo, RunStatus
+from ray_sink.report import Report
 from ray_sink.runtime.actors import Destination, RunActors, join_cluster
 from ray_sink.runtime.calls import result
 from ray_sink.runtime.coordinator import failed_error
@@ -64,6 +68,8 @@ class Sink:
         writers: the writer actors.
         upload: the way to the object store.
         limits: budgets and times.
+        progress: show in the driver how the run is doing, and a table at its end: in a terminal one line that is kept
+            up to date, elsewhere a line every half minute.
 
     Attributes:
         manifest: the run's manifest, once it is sealed.
@@ -90,12 +96,15 @@ class Sink:
         writers: WriterOptions = WriterOptions(),  # noqa: B008 - frozen
         upload: UploadOptions = UploadOptions(),  # noqa: B008
         limits: Limits = Limits(),  # noqa: B008
+        progress: bool = True,
     ) -> None:
         _check_choice("ack", ack, ("staged", "uploaded"))
         _check_choice("on_conflict", on_conflict, ("error", "replace", "keep"))
         _check_type("writers", writers, WriterOptions)
         _check_type("upload", upload, UploadOptions)
         _check_type("limits", limits, Limits)
+        if not isinstance(progress, bool):
+            raise ConfigError(f"progress must be True or False, got {progress!r}")
         if fingerprint is not None and not isinstance(fingerprint, str):
             raise ConfigError(f"fingerprint must be a str, got {type(fingerprint).__name__}")
         format_ = resolve(save_format)
@@ -115,6 +124,8 @@ class Sink:
         self._ack: Ack = ack
         self._on_conflict: OnConflict = on_conflict
         self._writers, self._upload, self._limits = writers, upload, limits
+        self._progress = progress
+        self._began_s = time.monotonic()
         self._destination: Destination | None = None
         self._actors: RunActors | None = None
         self._claim: Claim | None = None
@@ -167,7 +178,7 @@ class Sink:
             upload=self._upload,
             limits=self._limits,
         )
-        self._actors = RunActors(spec, options, self._destination, self._claim)
+        self._actors = RunActors(spec, options, self._destination, self._claim, progress=self._progress)
 
     def _seal_found(self) -> Seal | None:
         """The seal of this very run, refused if it is another's."""
@@ -346,19 +357,30 @@ class Sink:
                     producers=status.open_producers,
                 )
             status = actors.drain(None)
+            report = self._report(actors, status)
             # a sealed run stays as it is: what failed there were new keys
             if len(status.failures) > (self._limits.max_failures if self._manifest is None else 0):
                 raise failed_error(status.failures)
             if self._manifest is None:
-                self._manifest = self._seal(actors, status)
+                self._manifest = self._seal(actors, status, report)
             sealed = True
         finally:
             self._stop(sweep=sealed)
         return self._manifest
 
-    def _seal(self, actors: RunActors, status: RunStatus) -> Manifest:
+    def _report(self, actors: RunActors, status: RunStatus) -> Report:
+        assert self._claim is not None
+        wall_s = time.monotonic() - self._began_s
+        report = Report(self._info, self._claim.epoch, wall_s, actors.measured(), status)
+        emit(report.event())
+        if self._progress and sys.stderr.isatty():
+            show_report(report, sys.stderr)
+        return report
+
+    def _seal(self, actors: RunActors, status: RunStatus, report: Report) -> Manifest:
         assert self._claim is not None
         self._claim.check_all()
+        report.keep(self._store)
         receipts = actors.receipts()
         if self._destination is not None:
             made = self._destination.seal(self._claim.epoch, receipts, status)

@@ -82,6 +82,9 @@ class Tally(Book):
                     place.uploaded = Verification(proof)
         self._count_conflicts(record)
 
+    def _apply_sources(self, record: Mapping[str, Any], seq: int) -> None:
+        return  # nobody asks a tally for input rows
+
     def uncommitted_failures(self) -> dict[str, str]:
         """Reason by key, for outputs that failed and were not decided after all."""
         return {

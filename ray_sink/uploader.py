@@ -29,6 +29,7 @@ from ray_sink.errors import (
 )
 from ray_sink.events import ConcurrencyChanged, Uploaded, UploadFailed, UploadRetried, emit
 from ray_sink.filesystem import chunks_of
+from ray_sink.meters import UploadMeter
 from ray_sink.records import FileRecord, MultipartUpload, UploadOutcome, UploadTask, Verification
 from ray_sink.retry import ConcurrencyGate, FailedTry, Retry
 from ray_sink.stores.base import Store
@@ -70,6 +71,7 @@ class Uploader:
         run_id: goes into each object's metadata.
         options: bounds.
         on_multipart: told of a multipart upload before its first part; makes its id durable.
+        meter: counts; None: one that nobody reads.
         retry: how often and how long to try.
         clock: seconds, monotonic; for events.
     """
@@ -82,6 +84,7 @@ class Uploader:
         options: UploadOptions,
         *,
         on_multipart: Callable[[MultipartUpload], None] = not_journaled,
+        meter: UploadMeter | None = None,
         retry: Retry | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -90,6 +93,7 @@ class Uploader:
         self._run_id = run_id
         self._options = options
         self._on_multipart = on_multipart
+        self._meter = meter or UploadMeter()
         self._retry = retry or Retry()
         self._clock = clock
         self.gate = ConcurrencyGate(
@@ -113,6 +117,7 @@ class Uploader:
             proofs = [self._put(task, file) for file in task.files]
         except SinkError as error:
             emit(UploadFailed(task.key, str(error)))
+            self._meter.failed()
             return UploadOutcome(task.key, task.attempt, error=error)
         weakest = Verification.VERIFIED
         if Verification.SIZE_CHECKED in proofs:
@@ -290,10 +295,13 @@ class Uploader:
             nonlocal waited_s
             waited_s += failed.pause_s
             error = failed.error
+            self._meter.retried()
             emit(UploadRetried(file.path, failed.number, failed.pause_s, error.slow_down, str(error)))
 
         verification = self._retry.call(attempt, on_failure=retried)
-        emit(Uploaded(file.path, file.bytes, self._clock() - began_s, str(verification), adopted))
+        took_s = self._clock() - began_s
+        self._meter.uploaded(file.bytes, took_s)
+        emit(Uploaded(file.path, file.bytes, took_s, str(verification), adopted))
         return verification
 
     def _prove(self, task: UploadTask, file: FileRecord, metadata: Mapping[str, str]) -> Verification | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import shutil
 import socket
 import tempfile
 import uuid
@@ -102,6 +104,31 @@ def rclone() -> Iterator[S3Server]:
     try:
         server.wait_until(lambda: listens(port), deadline_s=60)
         yield found
+    finally:
+        server.stop()
+
+
+@contextmanager
+def prometheus(target: str) -> Iterator[str]:
+    """A Prometheus that scrapes `target`, ``host:port``, every second; its URL."""
+    if shutil.which("prometheus") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("CI must have every server: prometheus is not installed")
+        pytest.skip("prometheus is not installed; to get it: apt-get install --no-install-recommends prometheus")
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="prometheus-"))
+    (port,) = free_ports(1)
+    jobs = [{"job_name": "ray", "scrape_interval": "1s", "static_configs": [{"targets": [target]}]}]
+    (folder / "config.json").write_text(json.dumps({"scrape_configs": jobs}))  # JSON is YAML, too
+    server = ServerProcess(
+        [
+            *("prometheus", f"--config.file={folder / 'config.json'}", f"--storage.tsdb.path={folder / 'data'}"),
+            f"--web.listen-address=127.0.0.1:{port}",
+        ],
+        folder=folder,
+    )
+    try:
+        server.wait_until(lambda: listens(port), deadline_s=60)
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.stop()
 

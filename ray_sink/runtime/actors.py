@@ -13,6 +13,7 @@ from ray_sink.errors import DestinationError, SinkClosedError, SinkError
 from ray_sink.heart import Heart
 from ray_sink.ledger import LedgerOptions
 from ray_sink.manifest import Seal
+from ray_sink.measures import RunMeasures
 from ray_sink.ownership import Claim
 from ray_sink.records import RunInfo, RunStatus
 from ray_sink.runtime import placement
@@ -20,6 +21,7 @@ from ray_sink.runtime.calls import result
 from ray_sink.runtime.coordinator import Coordinator
 from ray_sink.runtime.handle import SinkHandle
 from ray_sink.runtime.messages import RunSpec
+from ray_sink.runtime.progress import Progress
 from ray_sink.runtime.steward import Steward
 from ray_sink.runtime.uploading import UploaderShell
 from ray_sink.stores.base import Capabilities, ObjectInfo
@@ -128,9 +130,12 @@ class RunActors:
         options: what the ledger is told.
         destination: the uploaders; None where staging is the destination.
         claim: the driver's claim.
+        progress: whether the driver shows how the run is doing.
     """
 
-    def __init__(self, spec: RunSpec, options: LedgerOptions, destination: Destination | None, claim: Claim) -> None:
+    def __init__(
+        self, spec: RunSpec, options: LedgerOptions, destination: Destination | None, claim: Claim, *, progress: bool
+    ) -> None:
         """Start the coordinator, then the rest.
 
         Raises:
@@ -162,7 +167,8 @@ class RunActors:
         if cluster.alive == {cluster.head}:
             # producers can only be here: their writers start while the producers do
             self.coordinator.writers.options(max_task_retries=0).remote(cluster.head)
-        self._heart = Heart(claim, spec.limits.takeover_s, self.coordinator.fence.remote)
+        self._progress = Progress(self.coordinator, spec.info.run_id, shown=progress)
+        self._heart = Heart(claim, spec.limits.takeover_s, self.coordinator.fence.remote, note=self._progress.note)
 
     def handle(self, *, needs_goodbye: bool = True) -> SinkHandle:
         """A producer's end."""
@@ -195,6 +201,10 @@ class RunActors:
             for ref in done:
                 self._result(ref)
 
+    def measured(self) -> RunMeasures:
+        """All that the run's processes have counted. The display ends, and the metrics are up to date."""
+        return self._progress.stop()
+
     def receipts(self) -> Any:
         """An ObjectRef of all receipts, by key."""
         return self.coordinator.receipts.remote()
@@ -212,6 +222,7 @@ class RunActors:
 
     def stop(self, *, sweep: bool) -> None:
         """End the actors in order: the heart, the coordinator's promises, the writers, the coordinator."""
+        self._progress.stop()
         self._heart.stop()
         self._steward.stop_asking()
         try:

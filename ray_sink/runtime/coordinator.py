@@ -8,6 +8,7 @@ be repeated. Leases and the roster are only in memory: producers and the driver 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from ray_sink.book import DatasetState
 from ray_sink.errors import OutputsFailed, RunFencedError, SinkClosedError, SinkError, StagingError
 from ray_sink.keys import hash_keys
 from ray_sink.ledger import Ledger, LedgerOptions
+from ray_sink.measures import Gathered, ProducerMeasures, RunMeasures, UploaderMeasures, WriterMeasures
 from ray_sink.patience import is_silence
 from ray_sink.records import (
     Decision,
@@ -44,6 +46,8 @@ _T = TypeVar("_T")
 
 _POLL_S = 10.0
 
+_FAILURES_TOLD = 20
+
 
 class Coordinator:
     """See the module's text. All methods run on one event loop; the ledger on one thread beside it."""
@@ -66,6 +70,7 @@ class Coordinator:
         self._deciding = asyncio.Lock()
         most = spec.limits.object_store_bytes
         self._credits = Credits(lambda node: most or store_bytes.get(node, 2**30) // 5, clock=time.monotonic)
+        self._gathered = Gathered()
         self._staging_room = Budget(spec.limits.staging_bytes)
         self._closing = False
         self._sources: dict[str, dict[str, dict[str, np.ndarray]]] = {}
@@ -151,10 +156,11 @@ class Coordinator:
         status = await self.status()
         return len(status.failures) <= self._spec.limits.max_failures
 
-    async def producer_closed(self, name: str, node: str, tickets: int, failures: Mapping[str, str]) -> None:
-        """A handle's goodbye."""
-        await self._on_ledger(self._book().producer_closed, name, tickets, failures)
-        self._credits.left(name, node)
+    async def producer_closed(self, node: str, measures: ProducerMeasures, failures: Mapping[str, str]) -> None:
+        """A handle's goodbye, with all that it has counted."""
+        await self._on_ledger(self._book().producer_closed, measures.name, measures.accepted, failures)
+        self._gathered.producer(measures)
+        self._credits.left(measures.name, node)
         await self._notify()
 
     async def acquire(self, name: str, node: str, held_bytes: int, granted_bytes: int, need_bytes: int) -> int:
@@ -181,11 +187,13 @@ class Coordinator:
         if not try_it():
             with self._credits.starves(name):
                 await self._until(try_it, _POLL_S)
+        self._gathered.holds(in_flight_bytes=self._credits.held_bytes)
         return granted
 
-    async def hold(self, name: str, node: str, held_bytes: int, granted_bytes: int) -> None:
-        """A producer says what it holds and was granted, from time to time and when others wait for credit."""
-        self._credits.said(name, node, held_bytes, granted_bytes)
+    async def hold(self, node: str, held_bytes: int, granted_bytes: int, measures: ProducerMeasures) -> None:
+        """A producer says what it holds, was granted and has counted, now and then and when others wait for credit."""
+        self._credits.said(measures.name, node, held_bytes, granted_bytes)
+        self._gathered.producer(measures)
         await self._notify()
 
     # -- writers -----------------------------------------------------------------------------------------------------
@@ -240,8 +248,17 @@ class Coordinator:
         await self._on_ledger(self._book().published, attempts)
         await self._notify()
 
-    async def batch_done(self, batch: str) -> bool:
-        """A writer needs a batch's reserved room no more; whether producers wait for credit."""
+    async def batch_done(self, batch: str, writer: WriterMeasures, producer: ProducerMeasures) -> bool:
+        """A writer needs a batch's reserved room no more; whether producers wait for credit.
+
+        Args:
+            batch: the one of `reserve`.
+            writer: what the writer has counted.
+            producer: what the batch's producer had counted when it sent it.
+        """
+        self._gathered.writer(writer)
+        self._gathered.producer(producer)
+        self._gathered.holds(staged_bytes=self._ledger.staged_bytes if self._ledger is not None else 0)
         self._staging_room.set(batch, 0)
         await self._notify()
         return self._credits.anyone_starves
@@ -284,8 +301,9 @@ class Coordinator:
             ledger.take_uploads, uploader, holding=holding, max_outputs=max_outputs, max_bytes=max_bytes
         )
 
-    async def uploaded(self, outcomes: Sequence[UploadOutcome]) -> list[FileRecord]:
+    async def uploaded(self, outcomes: Sequence[UploadOutcome], measures: UploaderMeasures) -> list[FileRecord]:
         """Journal uploads; returns the staged files that may be freed."""
+        self._gathered.uploader(measures)
         files = await self._on_ledger(self._book().uploaded, outcomes)
         self._uploads.met(outcome.key for outcome in outcomes if self._is_settled(outcome.key))
         await self._notify()
@@ -354,6 +372,21 @@ class Coordinator:
     async def glance(self) -> RunStatus:
         """`status` for whoever only watches: does not wait for what the ledger is just writing."""
         return await self._thread.glance(self._book().status)
+
+    async def measured(self) -> RunMeasures:
+        """What the run's processes have counted, and how far its outputs are; waits for no file operation."""
+        status = await self.glance()
+        return self._gathered.run(
+            RunMeasures(
+                decided=status.decided,
+                staged=status.staged,
+                uploaded=status.uploaded,
+                staged_bytes=status.staged_bytes,
+                failed=len(status.failures),
+                failures=dict(itertools.islice(status.failures.items(), _FAILURES_TOLD)),
+                in_flight_bytes=self._credits.held_bytes,
+            )
+        )
 
     async def fence(self, by: str) -> None:
         """A newer owner has the run: refuse everything from now on."""

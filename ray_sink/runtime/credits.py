@@ -115,6 +115,11 @@ class Credits:
             self._starving.discard(name)
 
     @property
+    def held_bytes(self) -> int:
+        """Room that producers hold, on all nodes."""
+        return sum(sum(budget.leases.values()) for budget in self._budgets.values())
+
+    @property
     def anyone_starves(self) -> bool:
         """Whether a producer waits for room."""
         return bool(self._starving)

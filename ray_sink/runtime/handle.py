@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from time import perf_counter
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,7 @@ from ray_sink.config import DictMode
 from ray_sink.errors import DuplicateKeyError, RunError, SinkClosedError, SinkError, UnsupportedValueError
 from ray_sink.formats import resolve
 from ray_sink.keys import check_key
+from ray_sink.meters import ProducerMeter
 from ray_sink.offload import Offload
 from ray_sink.records import Receipt
 from ray_sink.runtime.calls import own_error, result
@@ -29,7 +31,7 @@ from ray_sink.runtime.coordinator import failed_error
 from ray_sink.runtime.lease import Lease
 from ray_sink.runtime.messages import RunSpec, Submission, WriteReply, WriterInfo
 from ray_sink.runtime.payload import Checked, Layout, Packed, as_tensor, copied, pack, packed_bytes, taken_apart
-from ray_sink.runtime.ticket import Outcome, Ticket, tickets_for
+from ray_sink.runtime.ticket import Settling, Ticket, tickets_for
 from ray_sink.writer import check_output
 
 _BY_VALUE_BYTES = 64 * 1024
@@ -46,7 +48,7 @@ class _Batch:
     sources: tuple[str | None, ...]
     payload: Any
     n_bytes: int
-    settled: Future[Sequence[Outcome]]
+    settled: Settling
     number: int
     tries: int = 0
     writer: str = ""
@@ -60,6 +62,7 @@ class _Connection:
     node: str
     lease: Lease
     offload: Offload
+    meter: ProducerMeter
     lock: threading.Lock = field(default_factory=threading.Lock)
     writers: list[WriterInfo] = field(default_factory=list)
     load: dict[str, int] = field(default_factory=dict)
@@ -199,17 +202,21 @@ class SinkHandle:
                 return self._send_from_gpu(connection, keys, sources, layout, tensors)
             except torch.OutOfMemoryError:
                 pass  # then it is brought to the host while the producer waits
-        packed = pack(checked)
+        with connection.meter.copying():
+            packed = pack(checked)
         n_bytes = packed_bytes(packed)
-        connection.lease.take(len(keys), n_bytes)
+        with connection.meter.wanting_credit():
+            connection.lease.take(len(keys), n_bytes)
         try:
-            payload = _payload(packed)
+            with connection.meter.copying():
+                payload = _payload(packed)
         except BaseException:
             connection.lease.free_bytes(n_bytes)
             connection.lease.free_outputs(len(keys))
             raise
         batch, tickets = _accepted(connection, keys, sources)
         batch.payload, batch.n_bytes = payload, n_bytes
+        connection.meter.sent(n_bytes)
         self._submit(connection, batch)
         return tickets
 
@@ -222,9 +229,11 @@ class SinkHandle:
         tensors: Sequence[torch.Tensor],
     ) -> list[Ticket]:
         """Accept the batch as soon as it is copied where it is; its way to the host is `ray_sink.offload`'s."""
-        connection.lease.take_outputs(len(keys))
+        with connection.meter.wanting_credit():
+            connection.lease.take_outputs(len(keys))
         try:
-            taken = connection.offload.take(tensors)
+            with connection.meter.copying():
+                taken = connection.offload.take(tensors)
         except BaseException:
             connection.lease.free_outputs(len(keys))
             raise
@@ -247,6 +256,7 @@ class SinkHandle:
         batch.n_bytes = n_bytes
         try:
             batch.payload = _payload(packed)
+            connection.meter.sent(n_bytes)
             self._submit(connection, batch)
         except BaseException:
             self._let_go(connection, batch, False)
@@ -280,7 +290,9 @@ class SinkHandle:
                 self._ask(self._coordinator.producer_opened.remote(name, self._needs_goodbye))
                 limits = self._spec.limits
                 lease = Lease(limits.inflight_outputs, acquire)
-                made = _Connection(name, node, lease, Offload(limits.device_bytes, Cuda()))
+                offload = Offload(limits.device_bytes, Cuda())
+                meter = ProducerMeter(name, lambda: offload.waited_s)
+                made = _Connection(name, node, lease, offload, meter)
                 made.writers = self._ask(self._coordinator.writers.remote(node))
                 threading.Thread(target=self._work, args=(made,), name="ray_sink-handle", daemon=True).start()
                 self._connection = made
@@ -299,7 +311,8 @@ class SinkHandle:
         batch.writer = writer.name
         nonce = connection.name.rpartition("-")[2]
         attempts = tuple(f"{nonce}-{batch.number}-{batch.tries}-{row}" for row in range(len(batch.keys)))
-        ref = writer.actor.write.remote(Submission(batch.keys, attempts, batch.sources), batch.payload)
+        submission = Submission(batch.keys, attempts, batch.sources, connection.meter.measures())
+        ref = writer.actor.write.remote(submission, batch.payload)
         ref.future().add_done_callback(lambda done: self._replied(connection, batch, done))
 
     def _replied(self, connection: _Connection, batch: _Batch, done: Future[WriteReply]) -> None:
@@ -378,7 +391,7 @@ class SinkHandle:
     def _report(self, connection: _Connection) -> None:
         held, granted = connection.lease.trim()
         # nobody waits for this: a report that is lost is followed by the next
-        self._coordinator.hold.remote(connection.name, connection.node, held, granted)
+        self._coordinator.hold.remote(connection.node, held, granted, connection.meter.measures())
 
     @property
     def outstanding(self) -> int:
@@ -397,7 +410,9 @@ class SinkHandle:
         connection = self._connection
         if connection is None:
             return
+        began_s = perf_counter()
         connection.lease.wait_idle()
+        connection.meter.waited_for_receipts(perf_counter() - began_s)
         with connection.lock:
             failed, connection.unreported = connection.unreported, {}
         if failed and not self.set_aside(failed):
@@ -441,7 +456,7 @@ class SinkHandle:
             connection.todo.put(None)
             if self._needs_goodbye:
                 goodbye = self._coordinator.producer_closed
-                self._ask(goodbye.remote(connection.name, connection.node, connection.issued, connection.failures))
+                self._ask(goodbye.remote(connection.node, connection.meter.measures(), connection.failures))
             else:
                 self._report(connection)
 
@@ -469,7 +484,8 @@ def _accepted(
     """Tickets for a batch, which has no payload yet."""
     with connection.lock:
         connection.issued += len(keys)
-        tickets, settled = tickets_for(keys)
+        connection.meter.accepted(len(keys))
+        tickets, settled = tickets_for(keys, connection.meter.waited_for_receipts)
         return _Batch(keys, sources, None, 0, settled, connection.issued), tickets
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray_sink.config import Ack, Limits, UploadOptions, WriterOptions
 from ray_sink.errors import SinkError
+from ray_sink.measures import ProducerMeasures
 from ray_sink.records import Receipt, RunInfo
 
 
@@ -76,11 +77,13 @@ class Submission:
         keys: a key for each output.
         attempts: an attempt id for each output.
         sources: an input row's identity for each output, or None.
+        measures: what the handle has counted so far.
     """
 
     keys: tuple[str, ...]
     attempts: tuple[str, ...]
     sources: tuple[str | None, ...]
+    measures: ProducerMeasures
 
 
 @dataclass(frozen=True, slots=True)

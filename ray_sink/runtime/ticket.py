@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
+from time import perf_counter
 
 from ray_sink.records import Receipt
 
 Outcome = Receipt | Exception
+
+
+class Settling(Future[Sequence[Outcome]]):
+    """What settles the tickets of a batch: one outcome for each, in order.
+
+    Attributes:
+        waited: told for how many seconds somebody was held up by waiting for it.
+    """
+
+    def __init__(self, waited: Callable[[float], None]) -> None:
+        super().__init__()
+        self.waited = waited
 
 
 class Ticket:
@@ -20,7 +33,7 @@ class Ticket:
 
     __slots__ = ("_batch", "_index", "key")
 
-    def __init__(self, key: str, batch: Future[Sequence[Outcome]], index: int) -> None:
+    def __init__(self, key: str, batch: Settling, index: int) -> None:
         self.key = key
         self._batch = batch
         self._index = index
@@ -39,7 +52,13 @@ class Ticket:
             TimeoutError: it is not there yet; the output is still on its way.
             SinkError: why this output could not be committed.
         """
-        return self._receipt(self._batch.result(timeout))
+        if self._batch.done():
+            return self._receipt(self._batch.result())
+        began_s = perf_counter()
+        try:
+            return self._receipt(self._batch.result(timeout))
+        finally:
+            self._batch.waited(perf_counter() - began_s)
 
     def __await__(self) -> Generator[object, None, Receipt]:
         return self._receipt((yield from asyncio.wrap_future(self._batch).__await__()))
@@ -51,9 +70,9 @@ class Ticket:
         return outcome
 
 
-def tickets_for(keys: Sequence[str]) -> tuple[list[Ticket], Future[Sequence[Outcome]]]:
-    """The tickets of a batch, and what settles them: one outcome for each, in order."""
-    batch: Future[Sequence[Outcome]] = Future()
+def tickets_for(keys: Sequence[str], waited: Callable[[float], None]) -> tuple[list[Ticket], Settling]:
+    """The tickets of a batch, and what settles them."""
+    batch = Settling(waited)
     # from now on nobody who gives up waiting can cancel it for the others
     batch.set_running_or_notify_cancel()
     return [Ticket(key, batch, index) for index, key in enumerate(keys)], batch

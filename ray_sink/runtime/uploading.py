@@ -12,6 +12,8 @@ from ray_sink.config import UploadOptions
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.keys import RESERVED
 from ray_sink.manifest import Seal, seal
+from ray_sink.measures import UploaderMeasures
+from ray_sink.meters import UploadMeter, process_name
 from ray_sink.records import MultipartUpload, Receipt, RunInfo, RunStatus, UploadOutcome
 from ray_sink.runtime.calls import result
 from ray_sink.staging import Staging
@@ -89,7 +91,15 @@ class _Service:
         self._coordinator = coordinator
         self._index = index
         self._staging = Staging(PosixFilesystem(), Path(info.staging), info.run_id)
-        self._uploader = Uploader(store, Path(info.staging), info.run_id, options, on_multipart=self._multipart_started)
+        self._meter = UploadMeter()
+        self._uploader = Uploader(
+            store,
+            Path(info.staging),
+            info.run_id,
+            options,
+            on_multipart=self._multipart_started,
+            meter=self._meter,
+        )
         self._outcomes: queue.SimpleQueue[UploadOutcome | None] = queue.SimpleQueue()
         self._held: set[str] = set()
         self._lock = threading.Lock()
@@ -125,6 +135,10 @@ class _Service:
     def _multipart_started(self, upload: MultipartUpload) -> None:
         result(self._coordinator.multipart_started.remote(upload))
 
+    def _measures(self) -> UploaderMeasures:
+        gate = self._uploader.gate
+        return self._meter.measures(process_name(), concurrency=gate.allowed, peak_bytes=gate.peak_bytes)
+
     def _report(self) -> None:
         """One message, and one journal record, for all that has come in meanwhile; files are freed only after it."""
         try:
@@ -134,7 +148,7 @@ class _Service:
                     batch.append(self._outcomes.get())
                 outcomes = [outcome for outcome in batch if outcome is not None]
                 if outcomes:
-                    files = result(self._coordinator.uploaded.remote(outcomes))
+                    files = result(self._coordinator.uploaded.remote(outcomes, self._measures()))
                     if not self._options.keep_staged:
                         self._staging.free(files)
                     with self._lock:

@@ -14,6 +14,7 @@ from ray_sink.config import DictMode
 from ray_sink.errors import RunFencedError, SinkError, StagingError
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.formats import resolve
+from ray_sink.meters import MeasuredPublishing, WriterMeter, process_name
 from ray_sink.patience import Patience
 from ray_sink.publishing import DecidedPublishing
 from ray_sink.records import Decision, Proposal, Receipt, TempFile
@@ -35,6 +36,7 @@ class WriterShell:
         self._coordinator = coordinator
         self._staging = Staging(PosixFilesystem(), Path(spec.info.staging), spec.info.run_id)
         self._lock = threading.Lock()
+        self._meter = WriterMeter(process_name())
         self._term = ""
         self._writer: Writer[TempFile, Receipt] | None = None
 
@@ -70,7 +72,9 @@ class WriterShell:
                 for i in left
             ]
             found = writer.write_batch(outputs)
-            credit_wanted = result(self._coordinator.batch_done.remote(batch))
+            done = [outcome for outcome in found if isinstance(outcome, Receipt)]
+            measures = self._meter.wrote(len(done), packed_bytes(payload) if life == 0 else 0)
+            credit_wanted = result(self._coordinator.batch_done.remote(batch, measures, submission.measures))
             for index, outcome in zip(left, found, strict=True):
                 outcomes[index] = outcome
             # a new life of the ledger has swept what was not decided: stage it again from memory
@@ -90,7 +94,7 @@ class WriterShell:
         publishing = DecidedPublishing(
             self._staging,
             term,
-            decide=self._decide,
+            decide=self._meter.deciding(self._decide),
             published=self._published,
             locate=self._locate,
             patience=Patience(self._spec.limits.storage_wait_s),
@@ -99,7 +103,10 @@ class WriterShell:
         )
         options = self._spec.writers
         return Writer(
-            resolve(self._spec.format), DictMode(self._spec.info.dict_mode), publishing, threads=options.threads
+            resolve(self._spec.format),
+            DictMode(self._spec.info.dict_mode),
+            MeasuredPublishing(publishing, self._meter),
+            threads=options.threads,
         )
 
     def _decide(self, proposals: Sequence[Proposal]) -> list[Decision]:

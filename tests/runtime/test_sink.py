@@ -373,6 +373,8 @@ def test_bad_places_are_found_at_the_start(tmp_path: Path, ray_cluster: None) ->
         Sink(None, staging=tmp_path, run_id="_x/y")
     with pytest.raises(ConfigError, match="ack"):
         Sink(None, staging=tmp_path, ack="enqueued")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="progress"):
+        Sink(None, staging=tmp_path, progress="bar")  # type: ignore[arg-type]
     with pytest.raises(DestinationError):
         Sink(
             "s3://bucket/x",
