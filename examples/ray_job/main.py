@@ -94,9 +94,9 @@ def main() -> None:
     if given.own:
         print("Starting a Ray cluster on this machine …")
         # not ray.init(): its agent, which takes jobs, wants one fixed port, and another Ray on this machine has it
-        ports = {"dashboard_port": None, "dashboard_agent_listen_port": 0}  # any that are free
-        cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": True, **ports})
-        given.address = f"http://{cluster.head_node.webui_url}"
+        cluster = Cluster()
+        head = cluster.add_node(include_dashboard=True, dashboard_port=None, dashboard_agent_listen_port=0)
+        given.address = f"http://{head.webui_url}"
     client = JobSubmissionClient(given.address)
 
     before = killed_half_way(client, submit(client, given, log), given, log)
