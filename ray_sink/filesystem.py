@@ -79,6 +79,9 @@ class Filesystem(Protocol):
     def list(self, path: Path) -> list[str]:
         """Names in the folder `path`, sorted; empty if there is no such folder."""
 
+    def has_dir(self, path: Path) -> bool:
+        """Whether there is a folder `path`; fresh also on a mount that caches names."""
+
     def make_dirs(self, path: Path, *, below: Path) -> None:
         """Make `path` and what is missing of its parents below `below`, durable; symlinks on the way are refused."""
 
@@ -197,6 +200,14 @@ class PosixFilesystem:
             return sorted(os.listdir(path))
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def has_dir(self, path: Path) -> bool:
+        """See `Filesystem.has_dir`: a look may be answered from a cache, an open asks the server."""
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def make_dirs(self, path: Path, *, below: Path) -> None:
         """See `Filesystem.make_dirs`."""

@@ -95,6 +95,11 @@ class WatchedFilesystem:
         with self.during(f"listing {path}"):
             return self._fs.list(path)
 
+    def has_dir(self, path: Path) -> bool:
+        """See `Filesystem.has_dir`."""
+        with self.during(f"looking at {path}"):
+            return self._fs.has_dir(path)
+
     def make_dirs(self, path: Path, *, below: Path) -> None:
         """See `Filesystem.make_dirs`."""
         with self.during(f"making {path}"):

@@ -213,7 +213,7 @@ class Staging:
                 f"{target} holds {size} bytes where {file.bytes} were decided: something else writes into the"
                 " staging folder"
             ) from error
-        return size is not None and self.terms.is_there(source.parent)
+        return size is not None and self.fs.has_dir(source.parent)
 
     def _make_parent(self, target: Path) -> None:
         if target.parent not in self._made:

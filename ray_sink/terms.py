@@ -58,17 +58,9 @@ class Terms:
         mine = self.taken(term)
         return {f"{old}/{name}" for old in self._fs.list(mine) for name in self._fs.list(mine / old)}
 
-    def is_there(self, folder: Path) -> bool:
-        """Whether the folder is; fresh also on a mount that caches names."""
-        try:
-            self._fs.sync_dir(folder)  # unlike a listing, it tells an empty folder from none
-        except FileNotFoundError:
-            return False
-        return True
-
     def is_fenced(self, term: str) -> bool:
         """Whether a newer life has begun. While it has not, all that `term` has journaled so far will be counted."""
-        return not self.is_there(self.folder(term))
+        return not self._fs.has_dir(self.folder(term))
 
     def begin(self, term: str) -> None:
         """Fence every earlier term, take over what it left, and open a temp folder for this one.

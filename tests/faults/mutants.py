@@ -113,7 +113,7 @@ MUTANTS: Final = (
     Mutant(
         "a run is sealed by an owner who was fenced",
         "terms.py",
-        "        return not self.is_there(self.folder(term))\n",
+        "        return not self._fs.has_dir(self.folder(term))\n",
         "        return False\n",
         ("tests/test_ledger.py", "tests/test_staging.py"),
     ),

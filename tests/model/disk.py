@@ -301,6 +301,14 @@ class View:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def has_dir(self, path: Path) -> bool:
+        self._step("has_dir", path)
+        try:
+            self.disk.folder(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
     def make_dirs(self, path: Path, *, below: Path) -> None:
         here = below
         for part in path.relative_to(below).parts:

@@ -163,7 +163,7 @@ BREAKINGS = {
     ),
     "no fence": Breaking(Terms, "begin", "self._take(self.tmp, term)", "pass", HALF_PUBLISHED),
     "a zombie adopts what a newer life published": Breaking(
-        Staging, "_adopt", "size is not None and self.terms.is_there(source.parent)", "size is not None",
+        Staging, "_adopt", "size is not None and self.fs.has_dir(source.parent)", "size is not None",
         DECIDED_BEHIND_THE_FENCE,
     ),
     "what was staged for an older ledger is decided": Breaking(

@@ -28,6 +28,19 @@ go_on(work=0, until=3)
 cut_power(seed=7)
 """
 
+FOUND = {
+    "a look at the temps after a failed rename is not a sync that can fail": """
+store
+write(life=0, batch=[('a_b', (), 0)], until='ledger')
+go_on(work=0, until='ledger')
+disk_error(kind='rename', after=False, times=1)
+disk_error(kind='sync_dir', after=False, times=1)
+go_on(work=0, until=None)
+cut_power(seed=1)
+""",
+}
+"""Schedules of 5,000 and more that once broke a promise."""
+
 
 def printed_by(error: BaseException) -> str:
     note = next(note for note in error.__notes__ if "<<'END'\n" in note)
@@ -49,6 +62,11 @@ def test_a_schedule_is_the_same_whenever_it_is_run() -> None:
             env={"PYTHONHASHSEED": hashing},
         )
         assert there.stdout == f"{here.told()}\n-- every promise was kept\n"
+
+
+@pytest.mark.parametrize("schedule", FOUND.values(), ids=FOUND)
+def test_what_was_found_once_is_not_found_again(schedule: str) -> None:
+    Schedule.replay(schedule)
 
 
 def test_a_failing_schedule_is_printed_and_can_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
