@@ -39,6 +39,7 @@ class UploadRetried:
         pause_s: time until the next one, seconds.
         slow_down: the store asked for less, or did not keep up.
         reason: the error's message.
+        part: number of the part that goes again alone, from 1; None: the whole file does.
     """
 
     NAME: ClassVar[str] = "upload_retried"
@@ -49,6 +50,7 @@ class UploadRetried:
     pause_s: float
     slow_down: bool
     reason: str
+    part: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from ray_sink.records import (
     State,
     UploadOutcome,
     UploadTask,
+    Verification,
     receipt_of,
 )
 from ray_sink.staging import Staging
@@ -188,6 +189,13 @@ class Ledger:
         """Whether `key` needs no upload any more."""
         number = self._book.entries.number_of(key)
         return key in self._book.kept if number is None else self._book.entries.proof_of(number) is not None
+
+    def proof(self, key: str) -> Verification:
+        """What the upload of `key` proved; only for one that is uploaded."""
+        number = self._book.entries.number_of(key)
+        proof = None if number is None else self._book.entries.proof_of(number)
+        assert proof is not None, f"{key!r} is not uploaded"
+        return proof
 
     def receipt(self, key: str) -> Receipt | None:
         """The one receipt of `key`, or None while it is not published."""

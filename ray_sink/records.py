@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import PurePosixPath
+from functools import cache
+from operator import attrgetter
+from typing import Any
 
 from ray_sink.errors import SinkError
+
+
+class _Record:
+    """What is made of its fields: pickled as that, records take half the time that frozen dataclasses do."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        kind: Any = type(self)
+        return kind, _fields(kind)(self)
+
+
+@cache
+def _fields(kind: type) -> Callable[[object], tuple[Any, ...]]:
+    return attrgetter(*kind.__match_args__)  # type: ignore[attr-defined]  # a dataclass of two fields and more
 
 
 class State(StrEnum):
@@ -30,7 +48,7 @@ class Verification(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class FileRecord:
+class FileRecord(_Record):
     """One file of an output.
 
     Attributes:
@@ -53,7 +71,7 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(_Record):
     """A durable fact about one output.
 
     Attributes:
@@ -79,7 +97,7 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
-class TempFile:
+class TempFile(_Record):
     """A complete, fsynced file under a temp name, waiting for the decision.
 
     Attributes:
@@ -92,7 +110,7 @@ class TempFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
+class Proposal(_Record):
     """One attempt, ready to be decided.
 
     Attributes:
@@ -112,7 +130,7 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(_Record):
     """The ledger's answer to one proposal.
 
     Exactly one of `winner` and `error` is set, except for `State.KEPT`, where `receipt` alone is.
@@ -132,7 +150,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class UploadTask:
+class UploadTask(_Record):
     """One published output on its way to the store.
 
     Attributes:
@@ -154,7 +172,7 @@ class UploadTask:
 
 
 @dataclass(frozen=True, slots=True)
-class UploadOutcome:
+class UploadOutcome(_Record):
     """What became of one `UploadTask`; exactly one of `verification` and `error` is set.
 
     Attributes:
@@ -273,18 +291,21 @@ class RunStatus:
 
 def receipt_of(proposal: Proposal, state: State, base_uri: str, verification: Verification | None = None) -> Receipt:
     """The receipt for a decided attempt whose files are found below `base_uri`."""
-    return Receipt(
-        key=proposal.key,
-        attempt=proposal.attempt,
-        state=state,
-        files=tuple(replace(t.file, uri=join_uri(base_uri, t.file.path)) for t in proposal.files),
-        verification=verification,
-        notes=proposal.notes,
-    )
+    files = tuple(_below(base_uri, temp.file) for temp in proposal.files)
+    return Receipt(proposal.key, proposal.attempt, state, files, verification, proposal.notes)
+
+
+def uploaded_receipt(staged: Receipt, base_uri: str, verification: Verification) -> Receipt:
+    """The receipt of what was `staged`, once it is below `base_uri`."""
+    files = tuple(_below(base_uri, file) for file in staged.files)
+    return Receipt(staged.key, staged.attempt, State.UPLOADED, files, verification, staged.notes)
+
+
+def _below(base_uri: str, file: FileRecord) -> FileRecord:
+    uri = join_uri(base_uri, file.path)
+    return FileRecord(file.path, file.bytes, file.checksum, uri, file.member, file.offset, file.length)
 
 
 def join_uri(base: str, path: str) -> str:
     """`path` below `base`, which is a URL or an absolute folder."""
-    if "://" in base:
-        return f"{base.rstrip('/')}/{path}"
-    return str(PurePosixPath(base) / path)
+    return f"{base.rstrip('/')}/{path}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ray_sink.errors import StoreUnavailableError
+from ray_sink.events import UploadRetried
 
 T = TypeVar("T")
 
@@ -49,6 +50,12 @@ class FailedTry:
     number: int
     pause_s: float
     error: StoreUnavailableError
+
+
+def retried(path: str, failed: FailedTry, *, part: int | None = None) -> UploadRetried:
+    """The event for an object, or a part of it, that will be sent again."""
+    error = failed.error
+    return UploadRetried(path, failed.number, failed.pause_s, error.slow_down, str(error), part)
 
 
 class Retry:

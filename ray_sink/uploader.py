@@ -27,11 +27,11 @@ from ray_sink.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from ray_sink.events import ConcurrencyChanged, Uploaded, UploadFailed, UploadRetried, emit
+from ray_sink.events import ConcurrencyChanged, Uploaded, UploadFailed, emit
 from ray_sink.filesystem import chunks_of
 from ray_sink.meters import UploadMeter
 from ray_sink.records import FileRecord, MultipartUpload, UploadOutcome, UploadTask, Verification
-from ray_sink.retry import ConcurrencyGate, FailedTry, Retry
+from ray_sink.retry import ConcurrencyGate, FailedTry, Retry, retried
 from ray_sink.stores.base import Store
 
 # Plain lower-case letters: Azure takes no hyphen in a name, some proxies drop underscores, headers lose their case.
@@ -291,14 +291,13 @@ class Uploader:
                     raise StoreUnavailableError(f"{error}: reading it again", path=file.path) from error
                 raise
 
-        def retried(failed: FailedTry) -> None:
+        def on_failure(failed: FailedTry) -> None:
             nonlocal waited_s
             waited_s += failed.pause_s
-            error = failed.error
             self._meter.retried()
-            emit(UploadRetried(file.path, failed.number, failed.pause_s, error.slow_down, str(error)))
+            emit(retried(file.path, failed))
 
-        verification = self._retry.call(attempt, on_failure=retried)
+        verification = self._retry.call(attempt, on_failure=on_failure)
         took_s = self._clock() - began_s
         self._meter.uploaded(file.bytes, took_s)
         emit(Uploaded(file.path, file.bytes, took_s, str(verification), adopted))

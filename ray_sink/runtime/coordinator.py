@@ -33,6 +33,7 @@ from ray_sink.records import (
     RunStatus,
     UploadOutcome,
     UploadTask,
+    Verification,
 )
 from ray_sink.runtime.credits import Budget, Credits
 from ray_sink.runtime.ledger_thread import LedgerThread
@@ -268,12 +269,12 @@ class Coordinator:
         ledger = self._book()
         return [ledger.receipt(key) for key in keys]
 
-    async def await_uploaded(self, keys: Sequence[str]) -> list[Receipt | SinkError | None]:
-        """Receipts of staged outputs once they are uploaded, for ``ack="uploaded"``."""
+    async def await_uploaded(self, keys: Sequence[str]) -> list[Verification | SinkError]:
+        """What the uploads of staged outputs proved, once they are done, for ``ack="uploaded"``."""
         ledger = self._book()
         failures = ledger.failures
         await self._uploads.until_met(key for key in keys if not self._is_settled(key))
-        return [failed_error({k: failures[k]}) if k in failures else ledger.receipt(k) for k in keys]
+        return [failed_error({k: failures[k]}) if k in failures else ledger.proof(k) for k in keys]
 
     def _is_settled(self, key: str) -> bool:
         ledger = self._book()

@@ -25,7 +25,7 @@ from ray_sink.formats import resolve
 from ray_sink.keys import check_key
 from ray_sink.meters import ProducerMeter
 from ray_sink.offload import Offload
-from ray_sink.records import Receipt
+from ray_sink.records import Receipt, State, Verification, uploaded_receipt
 from ray_sink.runtime.calls import own_error, result
 from ray_sink.runtime.coordinator import failed_error
 from ray_sink.runtime.lease import Lease
@@ -349,16 +349,20 @@ class SinkHandle:
             connection.todo.put(lambda: self._report(connection))
 
     def _staged(self, connection: _Connection, batch: _Batch, outcomes: Sequence[Receipt | Exception]) -> None:
-        staged = [out.key for out in outcomes if isinstance(out, Receipt)]
-        if self._spec.ack == "staged" or self._spec.info.dest is None or not staged:
+        dest = self._spec.info.dest
+        staged = [out for out in outcomes if isinstance(out, Receipt) and out.state is State.STAGED]
+        if self._spec.ack == "staged" or dest is None or not staged:
             self._settle(connection, batch, outcomes)
             return
-        ref = self._coordinator.await_uploaded.remote(staged)
+        ref = self._coordinator.await_uploaded.remote([receipt.key for receipt in staged])
 
-        def uploaded(done: Future[list[Receipt | SinkError]]) -> None:
+        def uploaded(done: Future[list[Verification | SinkError]]) -> None:
             error = done.exception()
-            found = [_failure(own_error(error), key) for key in staged] if error else done.result()
-            by_key: dict[str, Receipt | Exception] = dict(zip(staged, found, strict=True))
+            found = [_failure(own_error(error), receipt.key) for receipt in staged] if error else done.result()
+            by_key: dict[str, Receipt | Exception] = {
+                receipt.key: proof if isinstance(proof, Exception) else uploaded_receipt(receipt, dest, proof)
+                for receipt, proof in zip(staged, found, strict=True)
+            }
             self._settle(connection, batch, [by_key.get(k, o) for k, o in zip(batch.keys, outcomes, strict=True)])
 
         ref.future().add_done_callback(uploaded)

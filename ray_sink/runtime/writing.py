@@ -14,6 +14,7 @@ from ray_sink.config import DictMode
 from ray_sink.errors import RunFencedError, SinkError, StagingError
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.formats import resolve
+from ray_sink.formats.values import encoded_bound_bytes
 from ray_sink.meters import MeasuredPublishing, WriterMeter, process_name
 from ray_sink.patience import Patience
 from ray_sink.publishing import DecidedPublishing
@@ -61,11 +62,13 @@ class WriterShell:
         outcomes: list[Receipt | SinkError | None] = [None] * len(values)
         left = list(range(len(values)))
         credit_wanted = False
+        # what they may be as files, headers and all: staging must not pass its limit
+        bound_bytes = sum(map(encoded_bound_bytes, values))
         term = self._term or result(self._coordinator.ready.remote())
         for life in range(_LIVES):
             writer = self._writer_for(term)
             batch = f"{submission.attempts[left[0]]}.{life}"
-            while not result(self._coordinator.reserve.remote(batch, packed_bytes(payload))):
+            while not result(self._coordinator.reserve.remote(batch, bound_bytes)):
                 continue  # the coordinator waited for room as long as one call may
             outputs = [
                 Output(submission.keys[i], values[i], f"{submission.attempts[i]}.{life}", submission.sources[i])

@@ -16,8 +16,9 @@ from typing import Any
 
 from ray_sink.checksum import checksum_of, to_base64
 from ray_sink.errors import DestinationError, ObjectMissingError, StoreError, StoreUnavailableError
+from ray_sink.events import emit
 from ray_sink.records import FileRecord, MultipartUpload
-from ray_sink.retry import Retry, RetryPolicy
+from ray_sink.retry import Retry, RetryPolicy, retried
 from ray_sink.stores.replies import PART
 from ray_sink.stores.s3_objects import S3Objects
 from ray_sink.stores.staged import staged_chunks
@@ -106,7 +107,8 @@ class MultipartPut:
             number, data, sum_, first = in_flight.popleft()
             try:
                 answer = self._retry.call(
-                    lambda attempt: (first if attempt == 1 else start(number, data, sum_)).result()
+                    lambda attempt: (first if attempt == 1 else start(number, data, sum_)).result(),
+                    on_failure=lambda failed: emit(retried(file.path, failed, part=number)),
                 )
             except ObjectMissingError as error:
                 # a lifecycle rule, or somebody who cleans up: no part can be sent any more

@@ -42,7 +42,7 @@ class Scale:
 
         def weigh() -> None:
             while not over.wait(0.02):
-                self.now_bytes = sum(_size(file) for file in self._staging.rglob("*.npy"))
+                self.now_bytes = sum(_size(file) for file in self._staging.glob("out/*"))
                 self.now_bytes += sum(_size(file) for file in self._staging.glob("_ray_sink/*/tmp/*/*"))
                 self.most_bytes = max(self.most_bytes, self.now_bytes)
 
@@ -109,3 +109,39 @@ def test_while_the_store_is_away_staging_fills_producers_wait_and_then_all_drain
     bucket = Objects(s3_bucket)
     assert len([name for name in bucket.names() if name.endswith(".npy")]) == OUTPUTS + 1
     assert list(tmp_path.rglob("*.npy")) == [], "all was freed"
+
+
+@pytest.mark.row(36)
+def test_headers_of_small_outputs_have_their_room_too(ray_cluster: None, s3_bucket: S3Bucket, tmp_path: Path) -> None:
+    """As files they are many times as large as in memory."""
+    credentials.offer(s3_bucket.server)
+    scale = Scale(tmp_path)
+    with Proxy(s3_bucket.server) as proxy, scale.weighing():
+        sink = Sink(
+            f"{s3_bucket.url}/runs",
+            staging=tmp_path,
+            upload=UploadOptions(
+                credentials=credentials.FUNCTION,
+                storage_options={"endpoint_url": proxy.endpoint, "region": s3_bucket.server.region},
+            ),
+            limits=Limits(staging_bytes=MiB, inflight_outputs=128, takeover_s=60),
+        )
+        with sink, sink.handle() as handle:
+            handle.write("first", torch.ones(1)).result(60)
+            until(lambda: sink.status().uploaded == 1, deadline_s=60)
+            proxy.partition("refusing")
+
+            def produce() -> None:
+                for batch in range(20):
+                    handle.write_batch([f"out/{batch}-{number}" for number in range(64)], torch.zeros(64, 1))
+
+            producer = threading.Thread(target=produce, daemon=True)
+            producer.start()
+            until(lambda: scale.now_bytes > MiB / 2, deadline_s=60)
+            producer.join(5)
+            assert producer.is_alive(), "staging is full, and its next write does not return"
+            proxy.heal()
+            producer.join(200)
+            assert not producer.is_alive()
+        assert scale.most_bytes <= MiB
+    assert len(sink.manifest) == 20 * 64 + 1

@@ -13,7 +13,7 @@ import pytest
 
 from ray_sink.errors import DestinationConflict, DestinationError, StoreUnavailableError
 from ray_sink.records import Verification
-from tests.faults.s3_bench import Bench, Case, bench_at
+from tests.faults.s3_bench import Bench, Case, bench_at, events
 from tests.faults.s3_proxy import Action, Exchange, Fault, Reply, after, answer, cut_body, lost, no_answer, swallowed
 from tests.servers import S3Server
 
@@ -106,12 +106,17 @@ def test_a_409_begins_again_with_a_new_upload(case: Case, theirs: str) -> None:
 
 @pytest.mark.row(26)
 @pytest.mark.parametrize("action", [cut_body, no_answer, lost()])
-def test_a_part_whose_connection_is_reset_goes_again_alone(case: Case, theirs: str, action: Action) -> None:
+def test_a_part_whose_connection_is_reset_goes_again_alone(
+    case: Case, theirs: str, action: Action, caplog: pytest.LogCaptureFixture
+) -> None:
     fault = case.proxy.on("UploadPart", action, times=2)
     outcomes = case.upload([case.large()])
     assert fault.fired == 2
     assert len(case.multiparts) == 1
     assert len(case.proxy.seen("UploadPart")) == 3 + 2
+    told = events(caplog, "upload_retried")
+    assert [event["path"] for event in told] == [case.large().files[0].path] * 2
+    assert all(event["part"] in (1, 2, 3) for event in told)
     case.check(outcomes, multiparts=[theirs])
 
 
