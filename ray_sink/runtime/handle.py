@@ -306,6 +306,10 @@ class SinkHandle:
 
     def _submit(self, connection: _Connection, batch: _Batch) -> None:
         with connection.lock:
+            if not connection.writers:
+                # all that it had leave: the handle's own thread asks for others, and the producer goes on
+                connection.todo.put(lambda: self._send_again(connection, batch))
+                return
             writer = min(connection.writers, key=lambda info: connection.load.get(info.name, 0))
             connection.load[writer.name] = connection.load.get(writer.name, 0) + batch.n_bytes
         batch.writer = writer.name
@@ -322,6 +326,9 @@ class SinkHandle:
         error = done.exception()
         if error is None:
             reply = done.result()
+            if reply.leaving:
+                with connection.lock:
+                    connection.writers = [writer for writer in connection.writers if writer.name != batch.writer]
             self._let_go(connection, batch, reply.credit_wanted)
             self._staged(connection, batch, reply.outcomes)
         elif isinstance(error, RayActorError) and batch.tries < _TRIES:
@@ -332,7 +339,7 @@ class SinkHandle:
             self._settle(connection, batch, [_failure(own_error(error), key) for key in batch.keys])
 
     def _send_again(self, connection: _Connection, batch: _Batch) -> None:
-        """A writer died: its replacement, or another, gets the batch as a new attempt."""
+        """A writer died or leaves: its replacement, or another, gets the batch as a new attempt."""
         try:
             writers = self._ask(self._coordinator.writers.remote(connection.node, batch.writer))
             with connection.lock:
