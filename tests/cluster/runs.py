@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class NodesRun:
     def __init__(self, nodes: Nodes, shared: Path, bucket: S3Bucket, plan: Plan, *more: object) -> None:
         self.nodes = nodes
         self.plan = plan
+        self._job: ClusterJob | None = None
         name = uuid.uuid4().hex[:12]
         self.folder = shared / name
         for place in (self.folder / "staging", self.folder / "calls"):
@@ -53,7 +55,21 @@ class NodesRun:
         """Its driver, on the head or on another node."""
         within = (on or self.nodes.head).pod.entering()
         arguments = ["--address", self.nodes.address, *self._arguments]
-        return ClusterJob("tests.cluster.job", *arguments, within=within, env=self.nodes.env)
+        self._job = ClusterJob("tests.cluster.job", *arguments, within=within, env=self.nodes.env)
+        return self._job
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Return when `condition` holds, and at the latest when the job has ended."""
+        job = self._job
+        assert job is not None
+        eventually(lambda: condition() or not job.running)
+        assert condition(), (job.facts[-3:], job.complained()[-4000:])
+
+    def decides(self, more: int) -> None:
+        """Return when so many more outputs are decided than now."""
+        assert self._job is not None
+        before = self._job.decided
+        self.until(lambda: self._job is not None and self._job.decided >= before + more)
 
     @property
     def calls(self) -> list[dict[str, Any]]:
@@ -81,10 +97,10 @@ class NodesRun:
             (self.folder / "staging" / path).exists() or path in self.landed() for path, _ in self.plan.files_of(number)
         )
 
-    def computes_on(self, *nodes: Node, since: int = 0, deadline_s: float = PATIENCE_S) -> None:
-        """Return when the model was called on each of these nodes, calls before number `since` left out."""
+    def computes_on(self, *nodes: Node) -> None:
+        """Return when the model was called on each of these nodes."""
         names = {node.pod.name for node in nodes}
-        eventually(lambda: names <= {call["host"] for call in self.calls[since:]}, deadline_s=deadline_s)
+        self.until(lambda: names <= {call["host"] for call in self.calls})
 
     def finished(self, job: ClusterJob, deadline_s: float = PATIENCE_S) -> None:
         """The job ends well, and everything holds: every byte is compared with what it computed."""

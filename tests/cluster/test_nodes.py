@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.conftest import RunMaker
 from tests.cluster.nodes import HEAD, PRODUCER, WRITER, Node, Nodes
-from tests.cluster.patience import PATIENCE_S, eventually
+from tests.cluster.patience import PATIENCE_S
 from tests.faults.invariants import Reader
 from tests.faults.plan import Plan
 from tests.faults.processes import needs
@@ -31,7 +31,7 @@ def test_a_whole_job_with_a_writer_on_each_node_that_has_producers(nodes: Nodes,
     run.pace(2)
     with run.start() as job, Reader(run.checker):
         run.computes_on(*nodes.of(PRODUCER))
-        eventually(lambda: all(node.pod.pids(WRITERS) for node in nodes.of(PRODUCER)))
+        run.until(lambda: all(node.pod.pids(WRITERS) for node in nodes.of(PRODUCER)))
         assert [node.pod.pids(WRITERS) for node in [nodes.head, *nodes.of(WRITER)]] == [[], []]
         run.pace(0)
         run.finished(job)
@@ -42,11 +42,11 @@ def test_a_node_is_killed(nodes: Nodes, run_of: RunMaker) -> None:
     run.pace(2)
     with run.start() as job, Reader(run.checker):
         run.computes_on(*nodes.of(PRODUCER))
-        job.reaches(10, PATIENCE_S)
+        run.decides(10)
         lost, left = nodes.of(PRODUCER)
-        eventually(lambda: bool(lost.pod.pids(WRITERS)))
+        run.until(lambda: bool(lost.pod.pids(WRITERS)))
         nodes.stop(lost)
-        eventually(lambda: lost.address not in nodes.alive())
+        run.until(lambda: lost.address not in nodes.alive())
         since = len(run.calls)
         run.pace(0)
         run.finished(job)
@@ -58,18 +58,18 @@ def test_a_drain_with_a_deadline(nodes: Nodes, run_of: RunMaker) -> None:
     run = run_of(Plan(outputs=800, elements=50_000), "--work", "handles", "--writers-apart")
     run.pace(0.5)
     with run.start() as job:
-        job.reaches(10, PATIENCE_S)
+        run.decides(10)
         (old,) = nodes.of(WRITER)
         assert old.pod.pids(WRITERS)
         new = nodes.start(WRITER)
         nodes.up(new)
         began_s = time.monotonic()
         nodes.drain(old, deadline_s=DRAIN_S)
-        eventually(lambda: not has_ours(old))
+        run.until(lambda: not has_ours(old))
         ours_s = time.monotonic() - began_s
-        eventually(lambda: old.address not in nodes.alive())
+        run.until(lambda: old.address not in nodes.alive())
         node_s = time.monotonic() - began_s
-        job.reaches(job.decided + 20, PATIENCE_S)
+        run.decides(20)
         assert new.pod.pids(WRITERS)
         run.pace(0)
         run.finished(job)
@@ -87,7 +87,7 @@ def test_every_worker_is_replaced_one_after_another_during_one_run(nodes: Nodes,
     run.pace(3)
     workers = [*nodes.of(PRODUCER), *nodes.of(WRITER)]
     with run.start() as job:
-        job.reaches(10, PATIENCE_S)
+        run.decides(10)
         for old in workers:
             new = nodes.start(old.kind)
             nodes.up(new)
@@ -95,12 +95,12 @@ def test_every_worker_is_replaced_one_after_another_during_one_run(nodes: Nodes,
                 nodes.terminate(old)
             else:
                 nodes.drain(old, deadline_s=15)
-            eventually(lambda old=old: old.address not in nodes.alive())  # type: ignore[misc]
-            eventually(lambda old=old: old.pod.ended)  # type: ignore[misc]
+            run.until(lambda old=old: old.address not in nodes.alive())  # type: ignore[misc]
+            run.until(lambda old=old: old.pod.ended)  # type: ignore[misc]
             if new.kind is PRODUCER:
                 run.computes_on(new)
-                eventually(lambda new=new: bool(new.pod.pids(WRITERS)))  # type: ignore[misc]
-            job.reaches(job.decided + 6, PATIENCE_S)
+                run.until(lambda new=new: bool(new.pod.pids(WRITERS)))  # type: ignore[misc]
+            run.decides(6)
         run.pace(0)
         run.finished(job)
         assert all(node.pod.ended for node in workers)
@@ -111,34 +111,34 @@ def test_a_link_is_cut_and_the_zombie_comes_back(nodes: Nodes, run_of: RunMaker)
     run = run_of(Plan(outputs=400, elements=20_000), "--producers", 1)
     run.pace(2)
     with run.start() as job, Reader(run.checker):
-        job.reaches(6, PATIENCE_S)
+        run.decides(6)
         (zombie,) = (node for node in nodes.of(PRODUCER) if node.pod.name == run.calls[0]["host"])
         (other,) = (node for node in nodes.of(PRODUCER) if node is not zombie)
         # its writer has room for what it is given from here on, and cannot stage it
         zombie.pod.signal("glusterfs", signal.SIGSTOP)
         before = len(run.calls)
-        eventually(lambda: len(run.calls) >= before + 3 and blocked(zombie.pod.pids(WRITERS)))
+        run.until(lambda: len(run.calls) >= before + 3 and blocked(zombie.pod.pids(WRITERS)))
         for node in (nodes.head, zombie):
             node.pod.cable.hides(on=True)
         zombie.pod.signal("glusterfs", signal.SIGCONT)
-        eventually(lambda: bool(run.temps()))
+        run.until(lambda: bool(run.temps()))
         zombie.pod.signal("raylet", signal.SIGSTOP)  # it would end the zombie's processes as soon as it hears the truth
         zombie.pod.cable.cut()
         cut_s = time.monotonic()
         held = run.temps()
         lost = {call["first"] for call in run.calls[before:]}
-        eventually(lambda: zombie.address not in nodes.alive())
-        eventually(lambda: lost <= run.computed_on(other))
-        eventually(lambda: time.monotonic() - cut_s > 20, deadline_s=30)
-        eventually(lambda: all(run.is_decided(number) for number in lost))
+        run.until(lambda: zombie.address not in nodes.alive())
+        run.until(lambda: lost <= run.computed_on(other))
+        run.until(lambda: time.monotonic() - cut_s > 20)
+        run.until(lambda: all(run.is_decided(number) for number in lost))
         assert held <= run.temps()
         landed = run.landed()
         nodes.head.pod.cable.hides(on=False)
         zombie.pod.cable.mend()
         # only who staged them takes them away, when it is told that it has lost
-        eventually(lambda: not held & run.temps())
+        run.until(lambda: not held & run.temps())
         zombie.pod.signal("raylet", signal.SIGCONT)
-        eventually(lambda: zombie.pod.ended)
+        run.until(lambda: zombie.pod.ended)
         run.pace(0)
         run.finished(job)
         assert landed.items() <= run.landed().items(), "an object was written anew"
@@ -158,7 +158,7 @@ def test_the_head_is_lost_and_the_same_script_resumes(nodes: Nodes, run_of: RunM
     run.pace(1)
     with Reader(run.checker):
         with run.start() as job:
-            job.reaches(30, PATIENCE_S)
+            run.decides(30)
             nodes.stop(nodes.head)
             assert job.wait(PATIENCE_S) != 0
         run.checker.unfinished()
@@ -178,9 +178,9 @@ def test_the_head_is_lost_and_the_run_goes_on_where_its_knowledge_outlives_it(
     run = run_of(Plan(outputs=600, elements=5_000))
     run.pace(2)
     with run.start(on=nodes.of(WRITER)[0]) as job:
-        job.reaches(20, PATIENCE_S)
+        run.decides(20)
         nodes.head_again()
-        job.reaches(job.decided + 20, PATIENCE_S)
+        run.decides(20)
         run.pace(0)
         run.finished(job)
         assert len(nodes.of(HEAD)) == 1
