@@ -12,11 +12,17 @@ import torch
 from ray.exceptions import RayError
 
 from ray_sink.config import DictMode
-from ray_sink.errors import DuplicateKeyError, RunError, SinkClosedError, SinkError, UnsupportedValueError
+from ray_sink.errors import (
+    DuplicateKeyError,
+    OutputsFailed,
+    RunError,
+    SinkClosedError,
+    SinkError,
+    UnsupportedValueError,
+)
 from ray_sink.formats import resolve
 from ray_sink.keys import check_key
 from ray_sink.runtime.connection import Connection, ask
-from ray_sink.runtime.coordinator import failed_error
 from ray_sink.runtime.messages import RunSpec
 from ray_sink.runtime.payload import Checked, as_tensor
 from ray_sink.runtime.ticket import Ticket
@@ -183,7 +189,7 @@ class SinkHandle:
             return
         failed = connection.flush()
         if failed and not self.set_aside(failed):
-            raise failed_error({key: str(error) for key, error in failed.items()})
+            raise OutputsFailed.of({key: str(error) for key, error in failed.items()})
 
     def close_sources(self, sources: Sequence[str]) -> None:
         """Say that all outputs of these input rows have their receipts: a resumed run need not compute them again."""
