@@ -33,6 +33,7 @@ others have defaults, so that ``Exception.__reduce__`` can rebuild it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 
 class SinkError(Exception):
@@ -191,3 +192,10 @@ class OutputsFailed(SinkError):
     def __init__(self, message: str, *, failures: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.failures = dict(failures or {})
+
+    @classmethod
+    def of(cls, failures: Mapping[str, str]) -> Self:
+        """The error that names outputs, reason by key; the first ten in its message."""
+        shown = "; ".join(f"{key!r}: {reason}" for key, reason in list(failures.items())[:10])
+        more = f"; and {len(failures) - 10} more" if len(failures) > 10 else ""
+        return cls(f"{len(failures)} output(s) could not be committed: {shown}{more}", failures=failures)

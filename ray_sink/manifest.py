@@ -52,6 +52,11 @@ class ManifestFile:
     bytes: int
     outputs: int
 
+    @property
+    def content(self) -> str:
+        """The same for files with the same rows, whoever wrote them."""
+        return self.path.rpartition("-")[2]
+
 
 @dataclass(frozen=True, slots=True)
 class Seal:
@@ -80,6 +85,11 @@ class Seal:
     rows: RowCounts
     conflicts: ConflictCounts
     failures: Mapping[str, str] = field(default_factory=dict)
+
+    def has_content_of(self, other: Seal) -> bool:
+        """Whether both seal the same outputs of the same run: its rows may be counted otherwise."""
+        mine, theirs = ([file.content for file in seal.manifest] for seal in (self, other))
+        return (self.run, mine) == (other.run, theirs)
 
     def to_json(self) -> bytes:
         """As ``_SUCCESS`` holds it."""
@@ -139,7 +149,8 @@ def seal(
 ) -> Seal:
     """Write the manifest, then ``_SUCCESS``. May be repeated after a crash at any point; the caller owns `epoch`.
 
-    With failures it is ``_PARTIAL``: no commit point, the same run may go on later.
+    The owner before may have been about to seal when its run was taken over: its seal of the same outputs stays, and is
+    returned. With failures it is ``_PARTIAL``: no commit point, the same run may go on later.
 
     Args:
         store: the destination.
@@ -177,10 +188,14 @@ def seal(
     except ObjectExistsError:
         # our own put whose reply was lost, or another's
         found = read_seal(store, run.run_id)
-        if found != made:
+        if found is None or not found.has_content_of(made):
             raise RunFencedError(
                 f"run {run.run_id!r} was sealed by epoch {found.epoch if found else '?'} meanwhile: open it again"
             ) from None
+        with suppress(StoreError):
+            for file in {file.path for file in made.manifest} - {file.path for file in found.manifest}:
+                store.delete(file)
+        made = found
     if read_partial_seal(store, run.run_id) is not None:
         # a store may let us put and not delete; where both are, _SUCCESS counts
         with suppress(StoreError):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ray_sink.config import Ack, DictMode, Limits, OnConflict, SaveFormat, UploadOptions, WriterOptions
 from ray_sink.display import show_report
 from ray_sink.doctor.starting import check_staging, check_store
-from ray_sink.errors import ConfigError, RunIncomplete, SinkClosedError, SinkError
+from ray_sink.errors import ConfigError, OutputsFailed, RunIncomplete, SinkClosedError, SinkError
 from ray_sink.events import emit
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.formats import resolve
@@ -33,7 +33,6 @@ from ray_sink.records import RunInfo, RunStatus
 from ray_sink.report import Report
 from ray_sink.runtime.actors import Destination, RunActors, join_cluster
 from ray_sink.runtime.calls import result
-from ray_sink.runtime.coordinator import failed_error
 from ray_sink.runtime.messages import RunSpec
 from ray_sink.staging import Staging
 from ray_sink.stores import open_store
@@ -360,7 +359,7 @@ class Sink:
             report = self._report(actors, status)
             # a sealed run stays as it is: what failed there were new keys
             if len(status.failures) > (self._limits.max_failures if self._manifest is None else 0):
-                raise failed_error(status.failures)
+                raise OutputsFailed.of(status.failures)
             if self._manifest is None:
                 self._manifest = self._seal(actors, status, report)
             sealed = True

@@ -127,6 +127,13 @@ def test_somebody_elses_seal_stays_and_is_named(store: SimulatedStore) -> None:
     assert read_seal(store, "run") == theirs
 
 
+def test_the_seal_that_the_owner_before_was_about_to_make_is_ours_too(store: SimulatedStore, bucket: Bucket) -> None:
+    theirs = sealed(store, epoch=3)
+    before = dict(bucket.objects)
+    assert sealed(store, epoch=4) == theirs
+    assert bucket.objects == before, "one manifest, as it was sealed"
+
+
 def test_many_outputs_are_many_files_that_hold_each_once(
     store: SimulatedStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

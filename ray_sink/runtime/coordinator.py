@@ -41,6 +41,7 @@ from ray_sink.runtime.credits import Budget, Credits
 from ray_sink.runtime.ledger_thread import LedgerThread
 from ray_sink.runtime.messages import RosterWish, RunSpec, WriterInfo
 from ray_sink.runtime.roster import Roster
+from ray_sink.runtime.sources import Sources
 from ray_sink.runtime.waits import Waits
 from ray_sink.staging import Staging
 
@@ -77,7 +78,7 @@ class Coordinator:
         self._gathered = Gathered()
         self._staging_room = Budget(spec.limits.staging_bytes)
         self._closing = False
-        self._sources: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+        self._sources = Sources()
 
     # -- plumbing ----------------------------------------------------------------------------------------------------
 
@@ -227,7 +228,7 @@ class Coordinator:
 
         done = await self._until(try_it, _POLL_S)
         if failures := self._failing():
-            raise failed_error(failures)
+            raise OutputsFailed.of(failures)
         return done
 
     def _frees_staging(self) -> bool:
@@ -286,7 +287,7 @@ class Coordinator:
         ledger = self._book()
         failures = ledger.failures
         await self._uploads.until_met(key for key in keys if not self._is_settled(key))
-        return [failed_error({k: failures[k]}) if k in failures else ledger.proof(k) for k in keys]
+        return [OutputsFailed.of({k: failures[k]}) if k in failures else ledger.proof(k) for k in keys]
 
     def _is_settled(self, key: str) -> bool:
         ledger = self._book()
@@ -337,11 +338,8 @@ class Coordinator:
         await self._on_ledger(self._book().close_sources, sources)
 
     async def sources_seen(self, dataset_id: str, execution: str, place: str, hashes: np.ndarray) -> None:
-        """The sources of some rows of an execution, by their place in it; a repeated task says the same again.
-
-        Kept in memory only: they are for rows that share a source, which is a mistake and no crash.
-        """
-        self._sources.setdefault(dataset_id, {}).setdefault(execution, {})[place] = hashes
+        """See `ray_sink.runtime.sources.Sources.seen`."""
+        self._sources.seen(dataset_id, execution, place, hashes)
 
     async def rows_seen(self, dataset_id: str, part: str, rows_in: int, rows_skipped: int) -> None:
         """Rows that one task of a dataset took in; repeats of the task count once."""
@@ -353,16 +351,10 @@ class Coordinator:
 
     async def dataset_closed(self, dataset_id: str, complete: bool, reason: str | None = None) -> None:
         """A dataset has ended, or was given up for a reason."""
-        if complete and (sharing := self._sharing_sources(dataset_id)):
+        if complete and (sharing := self._sources.sharing(dataset_id)):
             complete, reason = False, f"has {sharing} row(s) whose source is another row's, too: give each its own"
         state = DatasetState.COMPLETE if complete else DatasetState.INCOMPLETE
         await self._on_ledger(self._book().dataset, dataset_id, state, reason)
-
-    def _sharing_sources(self, dataset_id: str) -> int:
-        """How many rows have the source of an earlier one: closed by one of them, the others would be skipped."""
-        executions = self._sources.get(dataset_id, {}).values()
-        found = (np.concatenate(list(places.values())) for places in executions)
-        return max((len(hashes) - len(np.unique(hashes)) for hashes in found), default=0)
 
     async def committed_keys(self) -> np.ndarray:
         """Sorted 128-bit hashes of all keys that need not be computed again; see `ray_sink.keys.hash_keys`."""
@@ -446,10 +438,3 @@ class Coordinator:
             self._staging.sweep(term, finished=True)
         except OSError as error:
             raise StagingError(f"temps stay below {self._spec.info.staging} until the next run: {error}") from error
-
-
-def failed_error(failures: Mapping[str, str]) -> OutputsFailed:
-    """The error that names the outputs that could not be committed."""
-    shown = "; ".join(f"{key!r}: {reason}" for key, reason in list(failures.items())[:10])
-    more = f"; and {len(failures) - 10} more" if len(failures) > 10 else ""
-    return OutputsFailed(f"{len(failures)} output(s) could not be committed: {shown}{more}", failures=failures)

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 
 from ray.data import DataContext
 
-from ray_sink.errors import DuplicateKeyError, SinkError
+from ray_sink.errors import DuplicateKeyError, OutputsFailed, SinkError
 from ray_sink.records import Receipt
-from ray_sink.runtime.coordinator import failed_error
 from ray_sink.runtime.ticket import Outcome, Ticket
 
 
@@ -47,7 +46,7 @@ def one_error(failures: Mapping[str, Exception]) -> Exception:
     key, first = next(iter(failures.items()))
     if len(failures) == 1 and isinstance(first, SinkError) and key in str(first):
         return first
-    one: SinkError = failed_error({key: str(error) for key, error in failures.items()})
+    one: SinkError = OutputsFailed.of({key: str(error) for key, error in failures.items()})
     if all(isinstance(error, DuplicateKeyError) for error in failures.values()):
         one = DuplicateKeyError("; ".join(str(error) for error in failures.values()), keys=list(failures))
     one.__cause__ = first

@@ -2,74 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import queue
-import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from time import perf_counter
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import ray
 import torch
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
-from ray_sink.accelerator import Cuda
 from ray_sink.config import DictMode
-from ray_sink.errors import DuplicateKeyError, RunError, SinkClosedError, SinkError, UnsupportedValueError
+from ray_sink.errors import (
+    DuplicateKeyError,
+    OutputsFailed,
+    RunError,
+    SinkClosedError,
+    SinkError,
+    UnsupportedValueError,
+)
 from ray_sink.formats import resolve
 from ray_sink.keys import check_key
-from ray_sink.meters import ProducerMeter
-from ray_sink.offload import Offload
-from ray_sink.records import Receipt, State, Verification, uploaded_receipt
-from ray_sink.runtime.calls import own_error, result
-from ray_sink.runtime.coordinator import failed_error
-from ray_sink.runtime.lease import Lease
-from ray_sink.runtime.messages import RunSpec, Submission, WriteReply, WriterInfo
-from ray_sink.runtime.payload import Checked, Layout, Packed, as_tensor, copied, pack, packed_bytes, taken_apart
-from ray_sink.runtime.ticket import Settling, Ticket, tickets_for
+from ray_sink.runtime.connection import Connection, ask
+from ray_sink.runtime.messages import RunSpec
+from ray_sink.runtime.payload import Checked, as_tensor
+from ray_sink.runtime.ticket import Ticket
 from ray_sink.writer import check_output
-
-_BY_VALUE_BYTES = 64 * 1024
-"""Smaller payloads travel inside the call: an object of their own costs more than it saves."""
-_TRIES = 20
-_REPORT_S = 5.0
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Outputs on their way to a writer, with all that is needed to send them again."""
-
-    keys: tuple[str, ...]
-    sources: tuple[str | None, ...]
-    payload: Any
-    n_bytes: int
-    settled: Settling
-    number: int
-    tries: int = 0
-    writer: str = ""
-
-
-@dataclass(slots=True)
-class _Connection:
-    """What a handle has in its own process, and does not pickle."""
-
-    name: str
-    node: str
-    lease: Lease
-    offload: Offload
-    meter: ProducerMeter
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    writers: list[WriterInfo] = field(default_factory=list)
-    load: dict[str, int] = field(default_factory=dict)
-    todo: queue.SimpleQueue[Callable[[], None] | None] = field(default_factory=queue.SimpleQueue)
-    issued: int = 0
-    failures: dict[str, str] = field(default_factory=dict)
-    unreported: dict[str, Exception] = field(default_factory=dict)
 
 
 class SinkHandle:
@@ -86,7 +43,7 @@ class SinkHandle:
         self._format = resolve(spec.format)
         self._dict_mode = DictMode(spec.info.dict_mode)
         self._connecting = threading.Lock()
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._closed = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -156,7 +113,7 @@ class SinkHandle:
         checked = self._checked(keys, batch)
         if not keys:
             return []
-        return self._send(keys, tuple(sources or [None] * len(keys)), checked)
+        return self._connect().send(keys, tuple(sources or [None] * len(keys)), checked)
 
     def _checked(self, keys: tuple[str, ...], batch: object) -> Checked:
         """Check everything, and look at no data."""
@@ -194,76 +151,6 @@ class SinkHandle:
             check_output(key, value, self._format, self._dict_mode)
         return values
 
-    def _send(self, keys: tuple[str, ...], sources: tuple[str | None, ...], checked: Checked) -> list[Ticket]:
-        connection = self._connect()
-        layout, tensors = taken_apart(checked)
-        if connection.offload.takes(tensors):
-            try:
-                return self._send_from_gpu(connection, keys, sources, layout, tensors)
-            except torch.OutOfMemoryError:
-                pass  # then it is brought to the host while the producer waits
-        with connection.meter.copying():
-            packed = pack(checked)
-        n_bytes = packed_bytes(packed)
-        with connection.meter.wanting_credit():
-            connection.lease.take(len(keys), n_bytes)
-        try:
-            with connection.meter.copying():
-                payload = _payload(packed)
-        except BaseException:
-            connection.lease.free_bytes(n_bytes)
-            connection.lease.free_outputs(len(keys))
-            raise
-        batch, tickets = _accepted(connection, keys, sources)
-        batch.payload, batch.n_bytes = payload, n_bytes
-        connection.meter.sent(n_bytes)
-        self._submit(connection, batch)
-        return tickets
-
-    def _send_from_gpu(
-        self,
-        connection: _Connection,
-        keys: tuple[str, ...],
-        sources: tuple[str | None, ...],
-        layout: Layout,
-        tensors: Sequence[torch.Tensor],
-    ) -> list[Ticket]:
-        """Accept the batch as soon as it is copied where it is; its way to the host is `ray_sink.offload`'s."""
-        with connection.meter.wanting_credit():
-            connection.lease.take_outputs(len(keys))
-        try:
-            with connection.meter.copying():
-                taken = connection.offload.take(tensors)
-        except BaseException:
-            connection.lease.free_outputs(len(keys))
-            raise
-        batch, tickets = _accepted(connection, keys, sources)
-
-        def failed(error: BaseException) -> None:
-            self._settle(connection, batch, [_stranded(error, key) for key in keys])
-
-        connection.offload.bring(
-            taken, deliver=lambda hosts: self._send_on(connection, batch, layout.pack(hosts)), failed=failed
-        )
-        return tickets
-
-    def _send_on(self, connection: _Connection, batch: _Batch, packed: Packed) -> None:
-        """On the offload's thread, with a batch that is in host memory for as long as this takes."""
-        if not ray.is_initialized():
-            raise SinkClosedError("Ray was shut down before this output was written: close the sink first")
-        n_bytes = packed_bytes(packed)
-        connection.lease.take_bytes(n_bytes)
-        batch.n_bytes = n_bytes
-        try:
-            batch.payload = _payload(packed)
-            connection.meter.sent(n_bytes)
-            self._submit(connection, batch)
-        except BaseException:
-            self._let_go(connection, batch, False)
-            raise
-
-    # -- the way to the writer ---------------------------------------------------------------------------------------
-
     def prepare(self) -> None:
         """Have a writer started for this node, beside what the caller does next; what fails is said by the first write.
 
@@ -277,137 +164,16 @@ class SinkHandle:
         except (SinkError, RayError):
             return  # the first write connects again, and raises
 
-    def _connect(self) -> _Connection:
+    def _connect(self) -> Connection:
         with self._connecting:
             if self._connection is None:
-                node = ray.get_runtime_context().get_node_id()
-                nonce = os.urandom(6).hex()
-                name = f"{socket.gethostname()}-{os.getpid()}-{nonce}"
-
-                def acquire(held: int, granted: int, need: int) -> int:
-                    return int(self._ask(self._coordinator.acquire.remote(name, node, held, granted, need)))
-
-                self._ask(self._coordinator.producer_opened.remote(name, self._needs_goodbye))
-                limits = self._spec.limits
-                lease = Lease(limits.inflight_outputs, acquire)
-                offload = Offload(limits.device_bytes, Cuda())
-                meter = ProducerMeter(name, lambda: offload.waited_s)
-                made = _Connection(name, node, lease, offload, meter)
-                made.writers = self._ask(self._coordinator.writers.remote(node))
-                threading.Thread(target=self._work, args=(made,), name="ray_sink-handle", daemon=True).start()
-                self._connection = made
+                self._connection = Connection(self._spec, self._coordinator, needs_goodbye=self._needs_goodbye)
             return self._connection
-
-    def _ask(self, ref: Any) -> Any:
-        try:
-            return result(ref)
-        except RayActorError as error:
-            raise SinkClosedError("the sink is closed, or its driver has ended: its coordinator is gone") from error
-
-    def _submit(self, connection: _Connection, batch: _Batch) -> None:
-        with connection.lock:
-            if not connection.writers:
-                # all that it had leave: the handle's own thread asks for others, and the producer goes on
-                connection.todo.put(lambda: self._send_again(connection, batch))
-                return
-            writer = min(connection.writers, key=lambda info: connection.load.get(info.name, 0))
-            connection.load[writer.name] = connection.load.get(writer.name, 0) + batch.n_bytes
-        batch.writer = writer.name
-        nonce = connection.name.rpartition("-")[2]
-        attempts = tuple(f"{nonce}-{batch.number}-{batch.tries}-{row}" for row in range(len(batch.keys)))
-        submission = Submission(batch.keys, attempts, batch.sources, connection.meter.measures())
-        ref = writer.actor.write.remote(submission, batch.payload)
-        ref.future().add_done_callback(lambda done: self._replied(connection, batch, done))
-
-    def _replied(self, connection: _Connection, batch: _Batch, done: Future[WriteReply]) -> None:
-        """On a thread of Ray's: nothing here may wait."""
-        with connection.lock:
-            connection.load[batch.writer] -= batch.n_bytes
-        error = done.exception()
-        if error is None:
-            reply = done.result()
-            if reply.leaving:
-                with connection.lock:
-                    connection.writers = [writer for writer in connection.writers if writer.name != batch.writer]
-            self._let_go(connection, batch, reply.credit_wanted)
-            self._staged(connection, batch, reply.outcomes)
-        elif isinstance(error, RayActorError) and batch.tries < _TRIES:
-            batch.tries += 1
-            connection.todo.put(lambda: self._send_again(connection, batch))
-        else:
-            self._let_go(connection, batch, False)
-            self._settle(connection, batch, [_failure(own_error(error), key) for key in batch.keys])
-
-    def _send_again(self, connection: _Connection, batch: _Batch) -> None:
-        """A writer died or leaves: its replacement, or another, gets the batch as a new attempt."""
-        try:
-            writers = self._ask(self._coordinator.writers.remote(connection.node, batch.writer))
-            with connection.lock:
-                connection.writers = writers
-            self._submit(connection, batch)
-        except (SinkError, RayError) as error:
-            self._let_go(connection, batch, False)
-            self._settle(connection, batch, [_failure(error, key) for key in batch.keys])
-
-    def _let_go(self, connection: _Connection, batch: _Batch, credit_wanted: bool) -> None:
-        batch.payload = None
-        connection.lease.free_bytes(batch.n_bytes)
-        if credit_wanted:
-            connection.todo.put(lambda: self._report(connection))
-
-    def _staged(self, connection: _Connection, batch: _Batch, outcomes: Sequence[Receipt | Exception]) -> None:
-        dest = self._spec.info.dest
-        staged = [out for out in outcomes if isinstance(out, Receipt) and out.state is State.STAGED]
-        if self._spec.ack == "staged" or dest is None or not staged:
-            self._settle(connection, batch, outcomes)
-            return
-        ref = self._coordinator.await_uploaded.remote([receipt.key for receipt in staged])
-
-        def uploaded(done: Future[list[Verification | SinkError]]) -> None:
-            error = done.exception()
-            found = [_failure(own_error(error), receipt.key) for receipt in staged] if error else done.result()
-            by_key: dict[str, Receipt | Exception] = {
-                receipt.key: proof if isinstance(proof, Exception) else uploaded_receipt(receipt, dest, proof)
-                for receipt, proof in zip(staged, found, strict=True)
-            }
-            self._settle(connection, batch, [by_key.get(k, o) for k, o in zip(batch.keys, outcomes, strict=True)])
-
-        ref.future().add_done_callback(uploaded)
-
-    def _settle(self, connection: _Connection, batch: _Batch, outcomes: Sequence[Receipt | Exception]) -> None:
-        with connection.lock:
-            for key, outcome in zip(batch.keys, outcomes, strict=True):
-                if isinstance(outcome, Receipt):
-                    connection.failures.pop(key, None)
-                else:
-                    connection.failures[key] = str(outcome)
-                    connection.unreported[key] = outcome
-        batch.settled.set_result(outcomes)
-        connection.lease.free_outputs(len(batch.keys))
-
-    def _work(self, connection: _Connection) -> None:
-        """The handle's own thread: sends again what a dead writer had, and tells the coordinator that we live."""
-        while True:
-            try:
-                job = connection.todo.get(timeout=_REPORT_S)
-            except queue.Empty:
-                if not ray.is_initialized():
-                    return  # Ray was shut down under us, and a call would start it anew
-                self._report(connection)
-                continue
-            if job is None:
-                return
-            job()
-
-    def _report(self, connection: _Connection) -> None:
-        held, granted = connection.lease.trim()
-        # nobody waits for this: a report that is lost is followed by the next
-        self._coordinator.hold.remote(connection.node, held, granted, connection.meter.measures())
 
     @property
     def outstanding(self) -> int:
         """Outputs accepted and neither acknowledged nor failed."""
-        return 0 if self._connection is None else self._connection.lease.outputs
+        return 0 if self._connection is None else self._connection.outstanding
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -421,17 +187,13 @@ class SinkHandle:
         connection = self._connection
         if connection is None:
             return
-        began_s = perf_counter()
-        connection.lease.wait_idle()
-        connection.meter.waited_for_receipts(perf_counter() - began_s)
-        with connection.lock:
-            failed, connection.unreported = connection.unreported, {}
+        failed = connection.flush()
         if failed and not self.set_aside(failed):
-            raise failed_error({key: str(error) for key, error in failed.items()})
+            raise OutputsFailed.of({key: str(error) for key, error in failed.items()})
 
     def close_sources(self, sources: Sequence[str]) -> None:
         """Say that all outputs of these input rows have their receipts: a resumed run need not compute them again."""
-        self._ask(self._coordinator.close_sources.remote(sources))
+        ask(self._coordinator.close_sources.remote(sources))
 
     def set_aside(self, failures: Mapping[str, BaseException]) -> bool:
         """Have outputs that failed counted against ``Limits.max_failures``.
@@ -446,7 +208,7 @@ class SinkHandle:
         whole = (DuplicateKeyError, SinkClosedError, RunError)
         if not self._spec.limits.max_failures or any(isinstance(error, whole) for error in failures.values()):
             return False
-        return bool(self._ask(self._coordinator.set_aside.remote({key: str(e) for key, e in failures.items()})))
+        return bool(ask(self._coordinator.set_aside.remote({key: str(e) for key, e in failures.items()})))
 
     def close(self) -> None:
         """Flush and say goodbye. A second call does nothing.
@@ -463,13 +225,7 @@ class SinkHandle:
         try:
             self.flush()
         finally:
-            connection.offload.close()
-            connection.todo.put(None)
-            if self._needs_goodbye:
-                goodbye = self._coordinator.producer_closed
-                self._ask(goodbye.remote(connection.node, connection.meter.measures(), connection.failures))
-            else:
-                self._report(connection)
+            connection.close()
 
 
 def _make_handle(spec: RunSpec, coordinator: Any, needs_goodbye: bool) -> SinkHandle:
@@ -487,35 +243,3 @@ def as_value(value: object, key: str) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [as_tensor(item, f"{key!r}[{index}]") for index, item in enumerate(value)]
     return as_tensor(value, f"the value of {key!r}")
-
-
-def _accepted(
-    connection: _Connection, keys: tuple[str, ...], sources: tuple[str | None, ...]
-) -> tuple[_Batch, list[Ticket]]:
-    """Tickets for a batch, which has no payload yet."""
-    with connection.lock:
-        connection.issued += len(keys)
-        connection.meter.accepted(len(keys))
-        tickets, settled = tickets_for(keys, connection.meter.waited_for_receipts)
-        return _Batch(keys, sources, None, 0, settled, connection.issued), tickets
-
-
-def _payload(packed: Packed) -> Any:
-    """What travels; either way it has memory of its own."""
-    return copied(packed) if packed_bytes(packed) <= _BY_VALUE_BYTES else ray.put(packed)
-
-
-def _stranded(error: BaseException, key: str) -> Exception:
-    if isinstance(error, SinkError):
-        return error
-    failure = SinkError(f"key {key!r}: it did not come from the GPU into the object store: {error}")
-    failure.__cause__ = error
-    return failure
-
-
-def _failure(error: BaseException | None, key: str) -> Exception:
-    if isinstance(error, SinkError):
-        return error
-    failure = SinkError(f"key {key!r}: its writers failed again and again: {error}")
-    failure.__cause__ = error
-    return failure

@@ -27,7 +27,7 @@ def sink(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterato
 @pytest.fixture
 def streams(monkeypatch: pytest.MonkeyPatch) -> LateStreams:
     made = LateStreams()
-    monkeypatch.setattr("ray_sink.runtime.handle.Cuda", lambda: made)
+    monkeypatch.setattr("ray_sink.runtime.connection.Cuda", lambda: made)
     return made
 
 
