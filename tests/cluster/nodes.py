@@ -11,14 +11,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from ray._raylet import GcsClient
-from ray.core.generated import gcs_pb2
-from ray.exceptions import RaySystemError, RpcError
-
 from tests.cluster.network import Network
 from tests.cluster.patience import eventually
 from tests.cluster.pods import PROJECT, Pod
-from tests.faults.drains import drain
+from tests.faults import gcs
 
 _PORT = 6379
 _STORE_BYTES = 100_000_000
@@ -215,19 +211,14 @@ class Nodes:
 
     def alive(self) -> dict[str, str]:
         """Ids of the nodes that Ray takes for alive, by address; empty while no head answers."""
-        try:
-            found = GcsClient(address=self.address).get_all_node_info(timeout=5).values()
-        except (RpcError, RaySystemError, RuntimeError):
-            return {}
-        living = gcs_pb2.GcsNodeInfo.ALIVE
-        return {info.node_manager_address: info.node_id.hex() for info in found if info.state == living}
+        return gcs.alive(self.address)
 
     def id_of(self, node: Node) -> str:
         return self.alive()[node.address]
 
     def drain(self, node: Node, *, deadline_s: float) -> None:
         """As a cloud that announces that it takes the node away."""
-        drain(self.address, self.id_of(node), deadline_s)
+        gcs.drain(self.address, self.id_of(node), deadline_s)
 
     def terminate(self, node: Node) -> None:
         """As Kubernetes does it: SIGTERM to ``ray start --block``, which drains."""

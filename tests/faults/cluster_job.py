@@ -26,7 +26,7 @@ from ray.data import ActorPoolStrategy
 
 from ray_sink import Limits, SaveFormat, Sink, WriterOptions
 from ray_sink.errors import SinkError
-from tests.faults.drains import drain
+from tests.faults import gcs
 from tests.faults.plan import Plan
 from tests.waiting import until
 
@@ -61,7 +61,7 @@ class Workers:
         """A new one comes up, and the oldest is announced to go and goes."""
         self._nodes.append(self._another())
         old = self._nodes.pop(0)
-        drain(self._made.address, old.node_id, 5)
+        gcs.drain(self._made.address, old.node_id, 5)
         until(lambda: old.node_id not in {n["NodeID"] for n in ray.nodes() if n["Alive"]}, deadline_s=120)
 
 
