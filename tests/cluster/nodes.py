@@ -18,6 +18,7 @@ from tests.faults import gcs
 
 _PORT = 6379
 _STORE_BYTES = 100_000_000
+_STARTED = "Ray runtime started."
 _TRIES = 12
 
 
@@ -76,7 +77,7 @@ class Node:
         said = self.pod.says()
         self.pod.stop()
         self._tries += 1
-        assert self._tries <= _TRIES, f"{self} did not come up: {said}"
+        assert self._tries <= _TRIES, f"{self} did not come up: {said[-3000:]}"
         self.pod = self._plugged()
 
     @property
@@ -160,12 +161,15 @@ class Nodes:
         return node
 
     def up(self, *nodes: Node, but: str = "") -> None:
-        """Return when Ray knows each of these as alive, and not under the id `but`."""
+        """Return when each of these has started and Ray knows it as alive, and not under the id `but`."""
 
         def there() -> bool:
             for node in nodes:
                 if node.pod.ended:
                     node.try_again()
+            # one that is known may still be given up by its own `ray start`
+            if not all(_STARTED in node.pod.says() for node in nodes):
+                return False
             alive = self.alive()
             return all(alive.get(node.address, but) != but for node in nodes)
 

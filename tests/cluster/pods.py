@@ -127,9 +127,9 @@ class Pod:
             os.kill(pid, number)
 
     def says(self) -> str:
-        """The end of what its command has written."""
+        """What its command has written."""
         log = self._folder / "server.log"
-        return log.read_text(errors="replace")[-3000:] if log.exists() else ""
+        return log.read_text(errors="replace") if log.exists() else ""
 
     @property
     def ended(self) -> bool:
