@@ -53,7 +53,7 @@ def manifest_receipts(store: SmallObjects, file: ManifestFile) -> Iterator[Recei
         RunError: it is not the file that was sealed.
         ObjectMissingError: it is gone.
     """
-    return from_parquet(_sealed_bytes(store, file))
+    return from_parquet(sealed_bytes(store, file))
 
 
 def find_sealed(store: SmallObjects, seal: Seal, prefix: str) -> Iterator[Receipt]:
@@ -70,11 +70,17 @@ def find_sealed(store: SmallObjects, seal: Seal, prefix: str) -> Iterator[Receip
     for file in seal.manifest:
         # keys are in order: row groups that hold none of these are not decoded
         near = [("key", ">=", prefix), ("key", "<=", prefix + "\U0010ffff")]
-        table = pq.read_table(pa.BufferReader(_sealed_bytes(store, file)), filters=near)
+        table = pq.read_table(pa.BufferReader(sealed_bytes(store, file)), filters=near)
         yield from map(receipt_from, table.filter(pc.starts_with(table["key"], prefix)).to_pylist())
 
 
-def _sealed_bytes(store: SmallObjects, file: ManifestFile) -> bytes:
+def sealed_bytes(store: SmallObjects, file: ManifestFile) -> bytes:
+    """One manifest file as it was sealed.
+
+    Raises:
+        RunError: it is not the file that was sealed.
+        ObjectMissingError: it is gone.
+    """
     data = store.get_bytes(file.path)
     told = file.path.rpartition("-")[2].partition(".")[0]
     if len(data) != file.bytes or hashlib.sha256(data).hexdigest()[: len(told)] != told:
