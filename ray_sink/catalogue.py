@@ -157,33 +157,31 @@ def read_book(fs: Filesystem, root: Path, run_id: str) -> Book:
     return read_history(fs, Staging(fs, root, run_id).journal_dir, live=True).book
 
 
-def staged_run(book: Book, run_id: str, store: SmallObjects) -> StagedRun:
+def staged_run(tally: Tally, run_id: str, store: SmallObjects) -> StagedRun:
     """Where a run stands.
 
     Args:
-        book: what its journal says.
+        tally: its journal, counted.
         run_id: the run.
         store: its staging folder as a store, for the claims.
     """
-    info = book.info
-    unfinished = book.unfinished() if info is not None else ["its journal has no record yet"]
-    waiting = book.entries.pending() if info is not None and info.dest is not None else ()
-    pending = [sum(temp.file.bytes for temp in entry.proposal.files) for entry in waiting]
+    info = tally.info
+    waits = info is not None and info.dest is not None
     found = owner_of(store)
     mine = found is not None and found.owner.run_id == run_id
     return StagedRun(
         run_id=run_id,
         dest=info.dest if info is not None else None,
         save_format=info.save_format if info is not None else None,
-        epoch=book.epoch,
-        decided=len(book.entries),
-        uploaded=book.entries.uploaded,
-        pending=len(pending),
-        pending_bytes=sum(pending),
-        kept=len(book.kept),
-        multiparts=len(book.multiparts),
-        closing=book.closing,
-        unfinished=tuple(unfinished),
+        epoch=tally.epoch,
+        decided=tally.decided,
+        uploaded=tally.uploaded,
+        pending=tally.decided - tally.uploaded if waits else 0,
+        pending_bytes=tally.decided_bytes - tally.uploaded_bytes if waits else 0,
+        kept=len(tally.kept),
+        multiparts=len(tally.multiparts),
+        closing=tally.closing,
+        unfinished=tuple(tally.unfinished()) if info is not None else ("its journal has no record yet",),
         owner=f"process {found.owner.pid} on {found.owner.host}" if found is not None and mine else None,
         released=found.released if found is not None and mine else False,
     )

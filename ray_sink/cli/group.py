@@ -55,12 +55,20 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise _Interrupted("interrupted") from error
-        except (ConfigError, InvalidKeyError) as error:
-            raise _Misused(_sentence(error)) from error
         except (SinkError, OSError) as error:
+            if _is_of_interrupt(error):
+                raise _Interrupted("interrupted") from error
             if isinstance(error, BrokenPipeError):
                 raise  # whoever read our output has enough; click ends quietly
-            raise _No(_sentence(error)) from error
+            misused = isinstance(error, ConfigError | InvalidKeyError)
+            raise (_Misused if misused else _No)(_sentence(error)) from error
+
+
+def _is_of_interrupt(error: BaseException | None) -> bool:
+    """Whether it was raised on the way out of a Ctrl-C, by what that cut in two."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _sentence(error: Exception) -> str:

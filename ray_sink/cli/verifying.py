@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ray_sink.cli import output
-from ray_sink.cli.options import json_option, run_option, store_options
+from ray_sink.cli.options import json_option, open_existing, run_option, store_options
 
 if TYPE_CHECKING:
     from ray_sink.config import UploadOptions
@@ -74,11 +74,10 @@ def verify(
     if quick and resume_file is not None:
         raise click.UsageError("--quick reads no object: there is nothing to --resume")
     from ray_sink.resuming import ResumeFile
-    from ray_sink.stores import open_store
 
     with ExitStack() as opened:
         where = dest if "://" in dest else os.path.abspath(dest)  # processes elsewhere have other working folders
-        store = opened.enter_context(closing(open_store(where, upload)))
+        store = opened.enter_context(closing(open_existing(where, upload)))
         known = opened.enter_context(closing(ResumeFile(resume_file, where))) if resume_file is not None else None
         resumed = known.outputs if known is not None else 0
         if resumed:
