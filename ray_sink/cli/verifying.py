@@ -113,7 +113,7 @@ class _Reading:
     @contextmanager
     def checks(self, on_bytes: Callable[[int], None]) -> Iterator[Checks]:
         """What compares objects; tells how many bytes it has been through."""
-        if self._address is None:
+        if not self._address:
             from ray_sink.checking import StoreChecks
 
             yield StoreChecks(self.store, concurrency=self._upload.concurrency, on_file=on_bytes)

@@ -44,11 +44,10 @@ class ClusterChecks:
             RunError: tasks died again and again.
         """
         task = ray.remote(_checked).options(num_cpus=1, max_retries=3, scheduling_strategy="SPREAD")
-        most = min(max(int(ray.cluster_resources().get("CPU", 1)), 2), _MOST_TASKS)
         running: list[Any] = []
         try:
             for piece in pieces:
-                if len(running) >= most:
+                while len(running) >= _room():
                     yield self._first(running)
                 running.append(task.remote(self._dest, self._upload, run_id, piece))
             while running:
@@ -68,6 +67,11 @@ class ClusterChecks:
             raise RunError(f"the cluster could not check everything: {why}") from error
         self._on_piece(verdict.bytes)
         return verdict
+
+
+def _room() -> int:
+    """Tasks at a time: more than there are CPUs for, so that a cluster that can grow does."""
+    return min(2 * int(ray.cluster_resources().get("CPU", 0)) + 2, _MOST_TASKS)
 
 
 def _checked(dest: str, upload: UploadOptions, run_id: str, piece: Piece) -> PieceVerdict:
