@@ -195,7 +195,7 @@ class Verification:
         outputs = n_files = n_bytes = 0
         for manifest in seal.manifest:
             try:
-                data = self._retry.call(lambda _, file=manifest: sealed_bytes(self._store, file))  # type: ignore[misc]
+                data = self._bytes(manifest)
             except (RunError, StoreError) as error:
                 problems.append(Problem(None, manifest.path, trouble_of(error), str(error)))
                 continue
@@ -209,6 +209,9 @@ class Verification:
             message = f"the manifest has {outputs} outputs; _SUCCESS says {seal.outputs}"
             problems.append(Problem(None, run_path(run_id, SUCCESS), Trouble.DIFFERS, message))
         return RunVerdict(run_id, outputs, n_files, n_bytes, tuple(problems))
+
+    def _bytes(self, manifest: ManifestFile) -> bytes:
+        return self._retry.call(lambda _: sealed_bytes(self._store, manifest))
 
     def _verdicts(self, run_id: str, manifest: ManifestFile, data: bytes) -> list[PieceVerdict]:
         found: list[PieceVerdict] = []

@@ -146,7 +146,9 @@ def _verify(
         def advance(n_bytes: int) -> None:
             bar.advance(task, n_bytes)
 
-        checks = ListingChecks(store.url, listing) if quick else opened.enter_context(reading.checks(advance))
+        checks: Checks = ListingChecks(store.url, listing)
+        if not quick:
+            checks = opened.enter_context(reading.checks(advance))
         checking = Verification(store, checks, known=known, on_known=lambda verdict: advance(verdict.bytes))
         seals = {name: checking.seal(name) for name in names}
         bar.update(task, total=sum(seal.total_bytes for seal in seals.values() if isinstance(seal, Seal)))

@@ -13,7 +13,7 @@ from ray_sink.errors import ConfigError
 from ray_sink.manifest import Seal
 from ray_sink.runtime.verifying import ClusterChecks
 from ray_sink.stores import open_store
-from ray_sink.verification import Verification
+from ray_sink.verification import Checks, Verification
 from tests import credentials
 from tests.cli.conftest import call
 from tests.cli.runs import sealed_run, staged_run
@@ -29,7 +29,9 @@ def test_tasks_find_what_one_process_finds(tmp_path: Path) -> None:
     store = open_store(str(dest), UploadOptions())
     seen: list[int] = []
     verdicts = []
-    for checks in (StoreChecks(store, concurrency=4), ClusterChecks(str(dest), UploadOptions(), on_piece=seen.append)):
+    cluster = ClusterChecks(str(dest), UploadOptions(), on_piece=seen.append)
+    everyone: list[Checks] = [StoreChecks(store, concurrency=4), cluster]
+    for checks in everyone:
         checking = Verification(store, checks, piece_outputs=8)
         seal = checking.seal("run-1")
         assert isinstance(seal, Seal)
