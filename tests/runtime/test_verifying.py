@@ -52,7 +52,10 @@ def test_a_folder_that_a_node_does_not_see_is_no_missing_output(tmp_path: Path) 
         checking.check(seal)
 
 
-def test_a_bucket_is_verified_by_the_cluster_with_the_nodes_own_credentials(staging: Path, s3_bucket: S3Bucket) -> None:
+def test_a_bucket_is_verified_by_the_cluster_with_the_nodes_own_credentials(
+    tmp_path: Path, s3_bucket: S3Bucket
+) -> None:
+    (staging := tmp_path / "staging").mkdir()
     server = s3_bucket.server
     credentials.offer(server)
     dest = f"{s3_bucket.url}/runs/1"
