@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 CODE := $(wildcard ray_sink tests examples benchmarks docs .ci/*.py)
 
-.PHONY: help venv demo test lint types unit slow faults mutants bench format wheel clean
+.PHONY: help venv demo test lint types unit slow cluster faults mutants bench format wheel clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -43,10 +43,14 @@ types: $(STAMP) ## mypy --strict
 	$(BIN)/python -m mypy $(CODE)
 
 unit: $(STAMP) ## the tests, in two processes; PYTEST_ARGS='-n0 -k journal' for some of them in one
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadgroup $(PYTEST_ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m 'not slow' --ignore tests/cluster -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 slow: $(STAMP) ## what make test leaves out: the README's snippets, the demo twice, every process killed once
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m slow --ignore tests/faults $(PYTEST_ARGS)
+
+cluster: $(STAMP) ## several nodes that die, drain, are cut off and come back; as root, else what one machine can do without
+	FAULTS=all PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests/cluster \
+		$(if $(filter 0,$(shell id -u)),,tests/faults/test_cluster.py) $(PYTEST_ARGS)
 
 faults: $(STAMP) ## the whole fault suite: 5,000 schedules of the model, every case, SIGKILL, SIGSTOP, power cuts
 	FAULTS=all $(BIN)/python -m pytest tests/model -n 2

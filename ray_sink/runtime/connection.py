@@ -187,6 +187,10 @@ class Connection:
 
     def _submit(self, batch: _Batch) -> None:
         with self._lock:
+            if not self._writers:
+                # all that it had leave: its own thread asks for others, and the producer goes on
+                self._todo.put(lambda: self._send_again(batch))
+                return
             writer = min(self._writers, key=lambda info: self._load.get(info.name, 0))
             self._load[writer.name] = self._load.get(writer.name, 0) + batch.n_bytes
         batch.writer = writer.name
@@ -202,6 +206,9 @@ class Connection:
         error = done.exception()
         if error is None:
             reply = done.result()
+            if reply.leaving:
+                with self._lock:
+                    self._writers = [writer for writer in self._writers if writer.name != batch.writer]
             self._let_go(batch, reply.credit_wanted)
             self._staged(batch, reply.outcomes)
         elif isinstance(error, RayActorError) and batch.tries < _TRIES:
@@ -212,7 +219,7 @@ class Connection:
             self._settle(batch, [_failure(own_error(error), key) for key in batch.keys])
 
     def _send_again(self, batch: _Batch) -> None:
-        """A writer died: its replacement, or another, gets the batch as a new attempt."""
+        """A writer died or leaves: its replacement, or another, gets the batch as a new attempt."""
         try:
             writers = ask(self._coordinator.writers.remote(self._node, batch.writer))
             with self._lock:

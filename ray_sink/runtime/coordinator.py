@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+import ray
 
 from ray_sink.book import DatasetState
 from ray_sink.errors import OutputsFailed, RunFencedError, SinkClosedError, SinkError, StagingError
@@ -35,6 +36,7 @@ from ray_sink.records import (
     UploadTask,
     Verification,
 )
+from ray_sink.runtime import placement
 from ray_sink.runtime.credits import Budget, Credits
 from ray_sink.runtime.ledger_thread import LedgerThread
 from ray_sink.runtime.messages import RosterWish, RunSpec, WriterInfo
@@ -71,7 +73,8 @@ class Coordinator:
         self._waiting: list[tuple[Sequence[Proposal], asyncio.Future[Any]]] = []
         self._deciding = asyncio.Lock()
         most = spec.limits.object_store_bytes
-        self._credits = Credits(lambda node: most or store_bytes.get(node, 2**30) // 5, clock=time.monotonic)
+        self._store_bytes = dict(store_bytes)
+        self._credits = Credits(lambda node: most or self._store_bytes.get(node, 2**30) // 5, clock=time.monotonic)
         self._gathered = Gathered()
         self._staging_room = Budget(spec.limits.staging_bytes)
         self._closing = False
@@ -127,9 +130,11 @@ class Coordinator:
 
     # -- roster ------------------------------------------------------------------------------------------------------
 
-    async def sync_roster(self, writers: Sequence[WriterInfo], starting: Mapping[str, int]) -> RosterWish:
-        """The driver says which writers it has and is starting, and gets what to do; waits a while for something."""
-        self._roster.update(writers, starting)
+    async def sync_roster(
+        self, writers: Sequence[WriterInfo], starting: Mapping[str, int], draining: frozenset[str]
+    ) -> RosterWish:
+        """The driver says which writers it has and is starting and which nodes drain; waits a while for what to do."""
+        self._roster.update(writers, starting, draining)
         await self._notify()
         await self._until(lambda: bool(self._roster.wish()) or self._closing, _POLL_S)
         return self._roster.wish()
@@ -178,6 +183,7 @@ class Coordinator:
         Returns:
             Bytes granted on top, at least `need_bytes`; 0 after a while without room: ask again.
         """
+        await self._learn(node)
         self._credits.asked(name, node, held_bytes, granted_bytes)
         granted = 0
 
@@ -192,8 +198,14 @@ class Coordinator:
         self._gathered.holds(in_flight_bytes=self._credits.held_bytes)
         return granted
 
+    async def _learn(self, node: str) -> None:
+        """Look up the object store of a node that has joined since; beside the event loop, for the head may be away."""
+        if node not in self._store_bytes and ray.is_initialized():
+            self._store_bytes |= (await asyncio.to_thread(placement.nodes)).store_bytes
+
     async def hold(self, node: str, held_bytes: int, granted_bytes: int, measures: ProducerMeasures) -> None:
         """A producer says what it holds, was granted and has counted, now and then and when others wait for credit."""
+        await self._learn(node)
         self._credits.said(measures.name, node, held_bytes, granted_bytes)
         self._gathered.producer(measures)
         await self._notify()

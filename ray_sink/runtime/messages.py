@@ -42,12 +42,14 @@ class WriterInfo:
     Attributes:
         name: unique.
         node: node id of the producers that it serves.
+        place: node id of where it runs, once it does.
         actor: its actor handle.
         error: why there is none.
     """
 
     name: str
     node: str
+    place: str = ""
     actor: Any = None
     error: SinkError | None = None
 
@@ -93,7 +95,9 @@ class WriteReply:
     Attributes:
         outcomes: for each output its receipt, or why it failed.
         credit_wanted: others wait for credit: return what is not in use.
+        leaving: the writer's node drains: send it nothing more.
     """
 
     outcomes: tuple[Receipt | Exception, ...]
     credit_wanted: bool = False
+    leaving: bool = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +21,21 @@ class Nodes:
 
     Attributes:
         alive: ids of living nodes.
+        draining: ids of those among them that are about to go.
         head: the head's id, or None where it is gone.
         store_bytes: size of each node's object store.
     """
 
     alive: frozenset[str]
+    draining: frozenset[str]
     head: str | None
     store_bytes: dict[str, int]
+
+    @property
+    def able(self) -> frozenset[str]:
+        """Those that may get writers: none that drains, and not the head while there are others."""
+        apart = frozenset() if self.head is None or self.alive == {self.head} else frozenset({self.head})
+        return self.alive - self.draining - apart
 
 
 def nodes() -> Nodes:
@@ -34,9 +44,16 @@ def nodes() -> Nodes:
     heads = [node["NodeID"] for node in alive if _HEAD in node["Resources"]]
     return Nodes(
         frozenset(node["NodeID"] for node in alive),
+        draining(),
         heads[0] if heads else None,
         {node["NodeID"]: int(node["Resources"].get("object_store_memory", 0)) for node in alive},
     )
+
+
+def draining() -> frozenset[str]:
+    """Ids of the nodes that are about to go: by a spot notice, a scale-down, a SIGTERM to ``ray start --block``."""
+    found: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    return frozenset(found)
 
 
 def on_node(node: str) -> dict[str, Any]:
@@ -51,20 +68,44 @@ def off_the_head(cluster: Nodes) -> dict[str, Any]:
     return {"num_cpus": 0, "label_selector": {_NODE: f"!{cluster.head}"}}
 
 
-def for_writer(node: str, options: WriterOptions, cluster: Nodes) -> dict[str, Any]:
-    """Actor options of a writer that serves producers on `node`.
+def node_for_writer(node: str, options: WriterOptions, cluster: Nodes, writers: Counter[str]) -> str | None:
+    """The node for a writer that serves producers on `node`; None where that is left to Ray.
 
-    With resources or labels of their own, writers go where those are; else beside the producers. The head gets none
-    while there are other nodes.
+    With resources or labels of their own, writers go where Ray finds those. Else beside the producers, and where
+    that cannot be, on the node that has the fewest. Nodes that drain get none, and the head while there are others.
+
+    Args:
+        node: id of the producers' node.
+        options: what a writer needs.
+        cluster: as it is now.
+        writers: how many there are on each node.
     """
+    if options.resources or options.label_selector:
+        return None
+    if node in cluster.able:
+        return node
+    return min(cluster.able, key=lambda one: (writers[one], one), default=None)
+
+
+def for_writer(node: str | None, options: WriterOptions, cluster: Nodes) -> dict[str, Any]:
+    """Actor options of a writer on `node`, or with None where Ray finds a place for it."""
     wanted: dict[str, Any] = {"num_cpus": options.num_cpus, "memory": options.memory_bytes}
     if options.resources or options.label_selector:
         return {**wanted, "resources": dict(options.resources), "label_selector": dict(options.label_selector)}
-    if node in cluster.alive and (node != cluster.head or cluster.alive == {cluster.head}):
+    if node is not None:
         return {**on_node(node), **wanted}
     return {**off_the_head(cluster), **wanted}
 
 
-def spawn(shell: type, *args: object, **options: Any) -> Any:
-    """Create an actor around `shell`; its handle, whose methods Ray's own types do not know."""
-    return ray.remote(shell).options(**options).remote(*args)
+def spawn(shell: type, *args: object, groups: Mapping[str, int] | None = None, **options: Any) -> Any:
+    """Create an actor around `shell`; its handle, whose methods Ray's own types do not know.
+
+    Args:
+        shell: its class.
+        args: of its constructor.
+        groups: concurrency groups besides the default one, with the number of calls at a time; Ray takes them from the
+            class only.
+        options: its other options.
+    """
+    made: Any = ray.remote(concurrency_groups=dict(groups))(shell) if groups else ray.remote(shell)
+    return made.options(**options).remote(*args)

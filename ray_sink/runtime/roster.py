@@ -22,9 +22,20 @@ class Roster:
         self._starting: Counter[str] = Counter()
         self._wanted: set[str] = set()
         self._failed: set[str] = set()
+        self._draining: frozenset[str] = frozenset()
 
-    def update(self, writers: Iterable[WriterInfo], starting: Mapping[str, int]) -> None:
-        """Take in all writers that the driver has, and how many it is starting for each node."""
+    def update(
+        self, writers: Iterable[WriterInfo], starting: Mapping[str, int], draining: frozenset[str] = frozenset()
+    ) -> None:
+        """Take in all writers that the driver has.
+
+        Args:
+            writers: they; not those that leave because their node drains.
+            starting: how many it is starting for each node.
+            draining: nodes that drain. Producers there have what others have, and get a writer if nobody has one.
+        """
+        self._wanted -= self._draining - draining  # they are gone
+        self._draining = draining
         self._writers = {writer.name: writer for writer in writers}
         self._starting = Counter(starting)
         self._failed &= self._writers.keys()
@@ -41,8 +52,13 @@ class Roster:
     def wish(self) -> RosterWish:
         """What the driver should do."""
         alive = Counter(w.node for w in self._writers.values() if w.name not in self._failed)
-        missing = {node: self._per_node - alive[node] - self._starting[node] for node in self._wanted}
+        missing = {node: self._wanted_on(node, alive) - alive[node] - self._starting[node] for node in self._wanted}
         return RosterWish({node: count for node, count in missing.items() if count > 0}, tuple(sorted(self._failed)))
+
+    def _wanted_on(self, node: str, alive: Counter[str]) -> int:
+        if node not in self._draining:
+            return self._per_node
+        return 0 if alive.total() + self._starting.total() else 1
 
     def serving(self, node: str) -> list[WriterInfo]:
         """Writers for producers on `node`; empty until the driver has created one.
@@ -50,7 +66,10 @@ class Roster:
         Raises:
             SinkError: why there is none and will be none.
         """
-        found = [w for w in self._writers.values() if w.node == node and w.name not in self._failed]
+        living = [w for w in self._writers.values() if w.name not in self._failed]
+        found = [w for w in living if w.node == node]
+        if not found and node in self._draining:
+            found = [w for w in living if w.error is None]
         able = [writer for writer in found if writer.error is None]
         if found and not able:
             raise found[0].error or SinkError(f"no writer for node {node}")

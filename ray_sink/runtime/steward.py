@@ -1,4 +1,4 @@
-"""The driver's housekeeping: it owns the actors, so it creates the writers, and replaces those that died."""
+"""The driver's housekeeping: it owns the actors, so it creates the writers, and replaces those that die or leave."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import itertools
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -21,6 +23,7 @@ from ray_sink.runtime.writing import WriterShell
 _log = logging.getLogger("ray_sink")
 
 _START_S = 180.0
+_AHEAD = "ahead"
 _CALLS_AT_ONCE = 4
 """Batches that one writer works on at a time: one encodes while another waits for the disk."""
 
@@ -28,15 +31,35 @@ _CALLS_AT_ONCE = 4
 @dataclass(frozen=True, slots=True)
 class _Starting:
     writer: WriterInfo
+    node: str | None
     deadline: float
 
 
-class Steward:
-    """A thread that creates writers where the coordinator wants them, and replaces those that died."""
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    actor: Any
+    restarts: bool
 
-    def __init__(self, spec: RunSpec, coordinator: Any) -> None:
+
+class Steward:
+    """A thread that creates writers where the coordinator wants them, and replaces those that died.
+
+    Where a node drains, its writers and uploaders finish what they have and end: then it has nothing of ours, and can
+    go before its time is up.
+
+    Args:
+        spec: the run.
+        coordinator: its actor.
+        uploaders: theirs; Ray starts them again where they end.
+    """
+
+    def __init__(self, spec: RunSpec, coordinator: Any, uploaders: Sequence[Any]) -> None:
         self._spec = spec
         self._coordinator = coordinator
+        self._uploaders = uploaders
+        self._draining: frozenset[str] = frozenset()
+        self._left: frozenset[str] = frozenset()
+        self._leaving: dict[Any, _Leaving] = {}
         self._numbers = itertools.count(1)
         self._writers: dict[str, WriterInfo] = {}
         self._starting: dict[Any, _Starting] = {}
@@ -54,13 +77,17 @@ class Steward:
         for writer in [*self._writers.values(), *(start.writer for start in self._starting.values())]:
             if writer.actor is not None:
                 ray.kill(writer.actor)
+        for leaving in self._leaving.values():
+            if not leaving.restarts:
+                ray.kill(leaving.actor)
 
     def _run(self) -> None:
         try:
             poll = self._poll()
             while True:
-                done, _ = ray.wait([poll, *self._starting], num_returns=1, timeout=1.0)
+                done, _ = ray.wait([poll, *self._starting, *self._leaving], num_returns=1, timeout=1.0)
                 self._settle_started(done)
+                self._settle_left(done)
                 if self._stop.is_set():
                     result(poll, timeout_s=_START_S)
                     return
@@ -69,7 +96,9 @@ class Steward:
                     self._fulfil(wish)
                 if not ray.is_initialized():
                     return
-                if done and not self._stop.is_set():
+                moved = self._clear_nodes()
+                if (done or moved) and not self._stop.is_set():
+                    # what the coordinator answers to an earlier question is not heard any more
                     poll = self._poll()
         except (RayError, SinkError) as error:
             if not self._stop.is_set() and ray.is_initialized():
@@ -80,7 +109,7 @@ class Steward:
         starting: dict[str, int] = {}
         for start in self._starting.values():
             starting[start.writer.node] = starting.get(start.writer.node, 0) + 1
-        return self._coordinator.sync_roster.remote(list(self._writers.values()), starting)
+        return self._coordinator.sync_roster.remote(list(self._writers.values()), starting, self._draining)
 
     def _fulfil(self, wish: RosterWish) -> None:
         for name in wish.failed:
@@ -94,27 +123,36 @@ class Steward:
                 self._start(node, cluster)
 
     def _start(self, node: str, cluster: placement.Nodes) -> None:
-        options = placement.for_writer(node, self._spec.writers, cluster)
+        there = Counter(writer.place for writer in self._writers.values())
+        there.update(start.node for start in self._starting.values() if start.node is not None)
+        place = placement.node_for_writer(node, self._spec.writers, cluster, there)
+        options = placement.for_writer(place, self._spec.writers, cluster)
         name = f"writer-{next(self._numbers)}"
         actor = placement.spawn(
-            WriterShell, self._spec, self._coordinator, max_concurrency=_CALLS_AT_ONCE, max_restarts=0, **options
+            WriterShell,
+            self._spec,
+            self._coordinator,
+            max_concurrency=_CALLS_AT_ONCE,
+            groups={_AHEAD: 1},
+            max_restarts=0,
+            **options,
         )
-        start = _Starting(WriterInfo(name, node, actor), time.monotonic() + _START_S)
+        start = _Starting(WriterInfo(name, node, actor=actor), place, time.monotonic() + _START_S)
         self._starting[actor.ready.remote()] = start
 
     def _settle_started(self, done: list[Any]) -> None:
         for ref in [ref for ref in self._starting if ref in done]:
             writer = self._starting.pop(ref).writer
             try:
-                result(ref)
+                place = result(ref)
             except SinkError as error:
                 ray.kill(writer.actor)
-                self._writers[writer.name] = WriterInfo(writer.name, writer.node, error=error)
+                self._writers[writer.name] = replace(writer, actor=None, error=error)
             except RayError as error:
                 # died while it started: the coordinator still wants one
                 _log.warning("writer.start_failed", extra={"writer": writer.name, "error": str(error)})
             else:
-                self._writers[writer.name] = writer
+                self._writers[writer.name] = replace(writer, place=place)
         for ref, start in list(self._starting.items()):
             if time.monotonic() > start.deadline:
                 del self._starting[ref]
@@ -123,4 +161,46 @@ class Steward:
                     f"no writer could be placed for node {start.writer.node} within {_START_S:.0f} s: no living node"
                     f" has what WriterOptions asks for ({self._spec.writers}). Ask for less, or start such a node"
                 )
-                self._writers[start.writer.name] = WriterInfo(start.writer.name, start.writer.node, error=late)
+                self._writers[start.writer.name] = replace(start.writer, actor=None, error=late)
+
+    def _clear_nodes(self) -> bool:
+        """Take ours off nodes that drain, and what is to start off nodes that are gone; whether there was any."""
+        before = self._draining
+        try:
+            self._draining = placement.draining()
+            if not self._draining and not self._starting:
+                return bool(before)
+            cluster = placement.nodes()
+        except RayError:
+            return False  # the head is away for a while
+        if cluster.able or self._spec.writers.resources or self._spec.writers.label_selector:
+            leaving = self._leave_nodes()
+        else:
+            leaving = False  # nobody could take over: better to the last moment here than not at all
+        stuck = [ref for ref, s in self._starting.items() if s.node is not None and s.node not in cluster.able]
+        for ref in stuck:
+            ray.kill(self._starting.pop(ref).writer.actor)
+        return bool(leaving or stuck or before != self._draining)
+
+    def _leave_nodes(self) -> bool:
+        """Have writers and uploaders on nodes that drain finish; whether there were writers."""
+        leaving = [writer for writer in self._writers.values() if writer.place in self._draining]
+        for writer in leaving:
+            del self._writers[writer.name]
+            writer.actor.leave.options(concurrency_group=_AHEAD).remote()
+            self._leaving[writer.actor.finish.remote()] = _Leaving(writer.actor, restarts=False)
+        if self._draining - self._left:
+            for uploader in self._uploaders:
+                left = uploader.leave.options(max_task_retries=0).remote(self._draining)
+                self._leaving[left] = _Leaving(uploader, restarts=True)
+        self._left = self._draining
+        return bool(leaving)
+
+    def _settle_left(self, done: list[Any]) -> None:
+        for ref in [ref for ref in self._leaving if ref in done]:
+            leaving = self._leaving.pop(ref)
+            try:
+                if result(ref) is not False:
+                    ray.kill(leaving.actor, no_restart=not leaving.restarts)
+            except RayError:
+                continue  # it is gone with its node

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from ray_sink.config import UploadOptions
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.keys import RESERVED
@@ -34,6 +36,7 @@ class UploaderShell:
         self._options = options
         self._opening = threading.Lock()
         self._opened: Store | None = None
+        self._service: _Service | None = None
 
     @property
     def _store(self) -> Store:
@@ -80,7 +83,16 @@ class UploaderShell:
         if index == 0:
             for upload in result(coordinator.abandoned_multiparts.remote()):
                 self._store.abort(upload)
-        _Service(self._info, self._options, self._store, coordinator, index).run()
+        self._service = _Service(self._info, self._options, self._store, coordinator, index)
+        self._service.run()
+
+    def leave(self, draining: frozenset[str]) -> bool:
+        """Where this is on one of these nodes: take nothing more, finish what is under way, and say that it is."""
+        if str(ray.get_runtime_context().get_node_id()) not in draining:
+            return False
+        if self._service is not None:
+            self._service.finish()
+        return True
 
 
 class _Service:
@@ -102,7 +114,8 @@ class _Service:
         )
         self._outcomes: queue.SimpleQueue[UploadOutcome | None] = queue.SimpleQueue()
         self._held: set[str] = set()
-        self._lock = threading.Lock()
+        self._leaving = False
+        self._lock = threading.Condition()
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -122,6 +135,10 @@ class _Service:
                 if tasks is None:
                     break
                 with self._lock:
+                    if self._leaving:
+                        # the next life takes them again
+                        self._lock.wait_for(lambda: self._error is not None)
+                        break
                     self._held.update(task.key for task in tasks)
                 for task in tasks:
                     self._uploader.submit(task, self._outcomes.put)
@@ -131,6 +148,12 @@ class _Service:
             reporter.join()
         if self._error is not None:
             raise self._error
+
+    def finish(self) -> None:
+        """Take nothing more; returns when what is under way is uploaded and reported."""
+        with self._lock:
+            self._leaving = True
+            self._lock.wait_for(lambda: not self._held or self._error is not None)
 
     def _multipart_started(self, upload: MultipartUpload) -> None:
         result(self._coordinator.multipart_started.remote(upload))
@@ -153,7 +176,10 @@ class _Service:
                         self._staging.free(files)
                     with self._lock:
                         self._held.difference_update(outcome.key for outcome in outcomes)
+                        self._lock.notify_all()
                 if None in batch:
                     return
         except BaseException as error:  # noqa: BLE001 - the serving thread raises it
-            self._error = error
+            with self._lock:
+                self._error = error
+                self._lock.notify_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 from collections.abc import Sequence
@@ -38,26 +39,56 @@ class WriterShell:
         self._staging = Staging(PosixFilesystem(), Path(spec.info.staging), spec.info.run_id)
         self._lock = threading.Lock()
         self._meter = WriterMeter(process_name())
+        self._changed = threading.Condition()
+        self._calls = itertools.count()
+        self._running: set[int] = set()
+        self._leaving = False
         self._term = ""
         self._writer: Writer[TempFile, Receipt] | None = None
 
-    def ready(self) -> None:
+    def ready(self) -> str:
         """Check that this node sees what the ledger wrote into the staging folder.
+
+        Returns:
+            The node's id.
 
         Raises:
             StagingError: it does not.
         """
         term = result(self._coordinator.ready.remote())
         journal = self._staging.journal_dir / term
+        node = str(ray.get_runtime_context().get_node_id())
         if not journal.exists():
-            node = f"{ray.get_runtime_context().get_node_id()} ({socket.gethostname()})"
             raise StagingError(
-                f"node {node} does not see {journal}: the staging folder must be on a filesystem that all nodes mount"
-                " at the same path (with several nodes, a local folder is none)"
+                f"node {node} ({socket.gethostname()}) does not see {journal}: the staging folder must be on a"
+                " filesystem that all nodes mount at the same path (with several nodes, a local folder is none)"
             )
+        return node
+
+    def leave(self) -> None:
+        """The node drains: tell producers so with every reply. In front of what waits to be written."""
+        self._leaving = True
+
+    def finish(self) -> None:
+        """Wait for what came in before this call; what comes later goes to others when this actor is gone."""
+        with self._changed:
+            held = set(self._running)
+            self._changed.wait_for(lambda: not held & self._running)
 
     def write(self, submission: Submission, payload: Packed) -> WriteReply:
         """Write one batch. The payload is read before anything else: it survives its owner from here on."""
+        call = next(self._calls)
+        with self._changed:
+            self._running.add(call)
+        try:
+            outcomes, credit_wanted = self._write(submission, payload)
+        finally:
+            with self._changed:
+                self._running.remove(call)
+                self._changed.notify_all()
+        return WriteReply(outcomes, credit_wanted, self._leaving)
+
+    def _write(self, submission: Submission, payload: Packed) -> tuple[tuple[Receipt | Exception, ...], bool]:
         values = unpack(payload)
         outcomes: list[Receipt | SinkError | None] = [None] * len(values)
         left = list(range(len(values)))
@@ -85,7 +116,7 @@ class WriterShell:
             if not left or (now := result(self._coordinator.ready.remote())) == term:
                 break
             term = now
-        return WriteReply(tuple(outcome for outcome in outcomes if outcome is not None), credit_wanted)
+        return tuple(outcome for outcome in outcomes if outcome is not None), credit_wanted
 
     def _writer_for(self, term: str) -> Writer[TempFile, Receipt]:
         with self._lock:

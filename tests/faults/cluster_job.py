@@ -1,6 +1,7 @@
 """A run over a Ray cluster of its own, for tests to kill parts of.
 
-It prints a JSON line for each thing that has happened; the line ``lose`` on its standard input takes a node away.
+It prints a JSON line for each thing that has happened; the lines ``lose`` and ``replace`` on its standard input take a
+node away, and drain one after another has joined.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from ray.data import ActorPoolStrategy
 
 from ray_sink import Limits, SaveFormat, Sink, WriterOptions
 from ray_sink.errors import SinkError
+from tests.faults.drains import drain
 from tests.faults.plan import Plan
+from tests.waiting import until
 
 _STORE_BYTES = 150 * 2**20
 
@@ -41,8 +44,29 @@ def dropped(folder: Path) -> dict[str, int]:
     return dict(Counter(match.decode() for log in logs for match in said.findall(log)))
 
 
+class Workers:
+    """The workers of a cluster, as it is told from outside: ``lose`` and ``replace``."""
+
+    def __init__(self, made: Cluster, count: int) -> None:
+        self._made = made
+        self._nodes = [self._another() for _ in range(count)]
+
+    def _another(self) -> Any:
+        return self._made.add_node(num_cpus=2, object_store_memory=_STORE_BYTES)
+
+    def lose(self) -> None:
+        self._made.remove_node(self._nodes.pop(), allow_graceful=False)
+
+    def replace(self) -> None:
+        """A new one comes up, and the oldest is announced to go and goes."""
+        self._nodes.append(self._another())
+        old = self._nodes.pop(0)
+        drain(self._made.address, old.node_id, 5)
+        until(lambda: old.node_id not in {n["NodeID"] for n in ray.nodes() if n["Alive"]}, deadline_s=120)
+
+
 @contextmanager
-def cluster(nodes: int) -> Iterator[Any]:
+def cluster(nodes: int) -> Iterator[Workers | None]:
     """Ray on this machine: one node, or a head and so many workers, each with two logical CPUs."""
     # the path of a unix socket holds 107 bytes and Ray's own part of it takes 70
     with tempfile.TemporaryDirectory(prefix="rs-", dir="/tmp", ignore_cleanup_errors=True) as folder:
@@ -70,20 +94,23 @@ def cluster(nodes: int) -> Iterator[Any]:
                 "temp_dir": folder,
             },
         )
-        workers = [made.add_node(num_cpus=2, object_store_memory=_STORE_BYTES) for _ in range(nodes)]
+        workers = Workers(made, nodes)
         ray.init(address=made.address, log_to_driver=False)
         try:
-            yield lambda: made.remove_node(workers.pop(), allow_graceful=False)
+            yield workers
         finally:
             ray.shutdown()
             made.shutdown()
 
 
-def obey(lose: Any) -> None:
+def obey(workers: Workers) -> None:
     for line in sys.stdin:
         if line.strip() == "lose":
-            lose()
+            workers.lose()
             say(lost=1)
+        elif line.strip() == "replace":
+            workers.replace()
+            say(replaced=1)
 
 
 def watch(sink: Sink, over: threading.Event) -> None:
@@ -152,8 +179,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     plan = Plan(outputs=arguments.outputs, elements=arguments.elements)
     over = threading.Event()
-    with cluster(arguments.nodes) as lose:
-        threading.Thread(target=obey, args=(lose,), daemon=True).start()
+    with cluster(arguments.nodes) as workers:
+        if workers is not None:
+            threading.Thread(target=obey, args=(workers,), daemon=True).start()
         sink = Sink(
             arguments.dest,
             staging=arguments.staging,

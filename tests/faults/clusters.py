@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,14 +30,17 @@ class ClusterJob:
         module: the program, as ``python -m`` takes it.
         arguments: of the program.
         env: settings of Ray's, for all of its processes.
+        within: goes in front of the command: what enters another node.
     """
 
-    def __init__(self, module: str, *arguments: object, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, *arguments: object, env: Mapping[str, str] | None = None, within: Sequence[str] = ()
+    ) -> None:
         self._mark = uuid.uuid4().hex
         self.facts: list[dict[str, Any]] = []
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed on leaving
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, arguments)],
+            [*within, sys.executable, "-m", module, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

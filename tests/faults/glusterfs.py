@@ -30,7 +30,7 @@ end-volume
 volume server
   type protocol/server
   option transport-type socket
-  option transport.socket.bind-address 127.0.0.1
+  option transport.socket.bind-address {host}
   option transport.socket.listen-port {port}
   option auth.addr.locks.allow *
   subvolumes locks
@@ -40,7 +40,7 @@ _CLIENT = """
 volume client
   type protocol/client
   option transport-type socket
-  option remote-host 127.0.0.1
+  option remote-host {host}
   option remote-port {port}
   option remote-subvolume locks
   option ping-timeout 5
@@ -49,10 +49,14 @@ end-volume
 
 
 class GlusterFS:
-    """One brick behind a server; each mount of it is a client of its own, as on another machine."""
+    """One brick behind a server; each mount of it is a client of its own, as on another machine.
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    Attributes:
+        volume: what a client has to know.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.volume = _CLIENT.format(host=host, port=port)
 
     @contextmanager
     def mount(self, at: Path, *, cached_s: float = 0, absent_s: float = 0) -> Iterator[Path]:
@@ -64,7 +68,7 @@ class GlusterFS:
             absent_s: how long it goes by having found no such name, seconds.
         """
         folder = Path(tempfile.mkdtemp(prefix="gluster-client-"))
-        (folder / "client.vol").write_text(_CLIENT.format(port=self._port))
+        (folder / "client.vol").write_text(self.volume)
         at.mkdir(parents=True)
         command = [
             *("glusterfs", "--no-daemon", "-f", f"{folder}/client.vol", "-l", f"{folder}/log"),
@@ -76,8 +80,8 @@ class GlusterFS:
 
 
 @contextmanager
-def glusterfs() -> Iterator[GlusterFS]:
-    """A server with an empty brick."""
+def glusterfs(host: str = "127.0.0.1") -> Iterator[GlusterFS]:
+    """A server with an empty brick, which listens at `host`."""
     for program, package in (("glusterfsd", "glusterfs-server"), ("glusterfs", "glusterfs-client")):
         needs(f"{program} (Debian package {package})", shutil.which(program) is not None)
     needs("/dev/fuse and root, to mount", os.path.exists("/dev/fuse") and os.geteuid() == 0)
@@ -87,12 +91,12 @@ def glusterfs() -> Iterator[GlusterFS]:
         brick.mkdir()
         needs("a disk with trusted attributes for the brick", _takes_attributes(brick))
         (port,) = free_ports(1)
-        (folder / "server.vol").write_text(_SERVER.format(brick=brick, port=port))
+        (folder / "server.vol").write_text(_SERVER.format(brick=brick, host=host, port=port))
         command = ["glusterfsd", "--no-daemon", "-f", f"{folder}/server.vol", "-l", f"{folder}/log"]
         server = ServerProcess(command, folder=folder)
         cleanup.callback(server.stop)
-        server.wait_until(lambda: listens(port), deadline_s=30)
-        yield GlusterFS(port)
+        server.wait_until(lambda: listens(port, host), deadline_s=30)
+        yield GlusterFS(host, port)
 
 
 def _takes_attributes(folder: Path) -> bool:

@@ -40,10 +40,17 @@ def mounted(command: Sequence[str], folder: Path, at: Path) -> Iterator[Path]:
         at: an empty folder.
     """
     assert folder not in at.parents
+    # when this process dies, however it does, the kernel closes the other end: a mount would stay without its server
+    guard = subprocess.Popen(
+        ["sh", "-c", 'read _; umount -l "$1"', "sh", str(at)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     process = ServerProcess(command, folder=folder)
     try:
         process.wait_until(lambda: os.path.ismount(at), deadline_s=30)
         yield at
     finally:
-        subprocess.run(["umount", "-l", str(at)], check=False, capture_output=True)
+        guard.communicate()
         process.stop()

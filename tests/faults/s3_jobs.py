@@ -61,10 +61,14 @@ class Objects:
 
     def names(self) -> list[str]:
         self._pace.wait(0.02)  # a reader that never rests would take the server for itself
+        self._listed = self.listed()
+        return list(self._listed)
+
+    def listed(self) -> dict[str, str]:
+        """What tells one version of an object from the next, by name."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
         found = [item for page in pages for item in page.get("Contents", ())]
-        self._listed = {item["Key"]: f"{item['ETag']} {item['LastModified']}" for item in found}
-        return list(self._listed)
+        return {item["Key"]: f"{item['ETag']} {item['LastModified']}" for item in found}
 
     def read(self, name: str) -> bytes:
         version = self._listed.get(name, "")

@@ -129,6 +129,35 @@ def test_a_node_that_can_have_no_writer_says_why() -> None:
         roster.serving("n1")
 
 
+def test_producers_on_a_node_that_drains_have_the_writers_of_others() -> None:
+    roster = Roster(per_node=2)
+    roster.want("n1")
+    roster.want("n2")
+    mine, others = WriterInfo("w1", "n1", actor=object()), WriterInfo("w2", "n2", actor=object())
+    roster.update([mine, others], {"n1": 1, "n2": 1})
+    assert roster.serving("n1") == [mine]
+    roster.update([others], {"n2": 1}, frozenset({"n1"}))
+    assert not roster.wish(), "nothing is started for a node that goes"
+    assert roster.serving("n1") == [others]
+
+
+def test_where_nobody_else_has_a_writer_one_is_started_for_a_node_that_drains() -> None:
+    roster = Roster(per_node=2)
+    roster.want("n1")
+    roster.update([], {}, frozenset({"n1"}))
+    assert roster.wish().missing == {"n1": 1}
+    roster.update([], {"n1": 1}, frozenset({"n1"}))
+    assert not roster.wish()
+
+
+def test_a_node_that_has_drained_wants_no_writer() -> None:
+    roster = Roster(per_node=1)
+    roster.want("n1")
+    roster.update([], {"n1": 1}, frozenset({"n1"}))
+    roster.update([], {}, frozenset())
+    assert not roster.wish()
+
+
 def test_what_a_silent_producer_held_is_given_to_others_after_a_while() -> None:
     now = 0.0
     credits_ = Credits(lambda node: 100, clock=lambda: now)

@@ -1,0 +1,149 @@
+"""A run over a cluster that is there already; prints a JSON line for each thing that has happened.
+
+In its folder, which all nodes see, the file ``pace`` says how long a call of the model takes, in seconds: whoever looks
+on can hold the run up and let it go. The folder ``calls`` gets a line for each call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy
+
+from ray_sink import Limits, SaveFormat, Sink, WriterOptions
+from tests.faults.cluster_job import say, watch
+from tests.faults.plan import Plan
+
+
+def paced(folder: Path) -> None:
+    """As long as a call of the model takes: until then, or until the pace is quickened."""
+    began_s = time.monotonic()
+    while time.monotonic() - began_s < float((folder / "pace").read_text() or 0):
+        time.sleep(0.05)
+
+
+def called(folder: Path, first: int, began_s: float) -> None:
+    line = json.dumps({"host": socket.gethostname(), "first": first, "began": began_s, "ended": time.monotonic()})
+    # a file of its own for each process: appending to one from several nodes is not what is tested
+    with (folder / "calls" / f"{socket.gethostname()}-{os.getpid()}").open("a") as file:
+        file.write(line + "\n")
+
+
+def model_of(plan: Plan, folder: Path) -> Any:
+    class Model:
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            began_s = time.monotonic()
+            paced(folder)
+            values = [plan.value(i).numpy() for i in batch["id"]]  # type: ignore[union-attr]
+            called(folder, int(min(batch["id"])), began_s)
+            return {**batch, "u": values}
+
+    return Model
+
+
+def by_dataset(sink: Sink, plan: Plan, folder: Path, producers: int) -> None:
+    rows = [{"id": n, "part": n % 3} for n in range(plan.outputs)]
+    ds = ray.data.from_items(rows, override_num_blocks=max(1, plan.outputs // 2))
+    sink.run(
+        ds,
+        model_of(plan, folder),
+        key="runs/part_{part}/sample_{id:04d}",  # as the plan has it
+        columns="u",
+        compute=ActorPoolStrategy(size=producers),
+        num_cpus=0.5,
+        resources={"producer": 1},
+        scheduling_strategy="SPREAD",
+    )
+
+
+class Producer:
+    """Writes its share of the outputs through a handle, two at a time, and measures how long that holds it up."""
+
+    def __init__(self, handle: Any, plan: Plan, folder: Path) -> None:
+        self._handle = handle
+        self._plan = plan
+        self._folder = folder
+
+    def produce(self, numbers: Sequence[int]) -> list[float]:
+        waits = []
+        with self._handle as handle:
+            for first in range(0, len(numbers), 2):
+                some = numbers[first : first + 2]
+                began_s = time.monotonic()
+                paced(self._folder)
+                values = [self._plan.value(n) for n in some]
+                called(self._folder, some[0], began_s)
+                began_s = time.monotonic()
+                handle.write_batch([self._plan.key(n) for n in some], values)
+                waits.append(time.monotonic() - began_s)
+        return waits
+
+
+def by_handles(sink: Sink, plan: Plan, folder: Path, producers: int) -> None:
+    make = ray.remote(Producer).options(num_cpus=0.5, resources={"producer": 1}, scheduling_strategy="SPREAD")
+    actors = [make.remote(sink.handle(), plan, folder) for _ in range(producers)]
+    shares = [list(range(n, plan.outputs, producers)) for n in range(producers)]
+    done = [actor.produce.remote(share) for actor, share in zip(actors, shares, strict=True)]
+    for some in ray.get(done):
+        # the first write waits for the writer's process to come up
+        say(waited={"first_s": some[0], "most_s": max(some[1:]), "sum_s": sum(some[1:])})
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("tests.cluster.job")
+    add: Any = parser.add_argument
+    add("--address", required=True)
+    add("--folder", type=Path, required=True)
+    add("--dest", required=True)
+    add("--outputs", type=int, required=True)
+    add("--elements", type=int, required=True)
+    add("--work", choices=["dataset", "handles"], default="dataset")
+    add("--producers", type=int, default=2)
+    add("--writers-apart", action="store_true", help="on nodes of their own")
+    arguments = parser.parse_args(argv)
+    # `ray job stop` and pytest's end: the with block is left by an exception
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    plan = Plan(outputs=arguments.outputs, elements=arguments.elements)
+    ray.init(arguments.address, log_to_driver=False)
+    over = threading.Event()
+    sink = Sink(
+        arguments.dest,
+        staging=arguments.folder / "staging",
+        run_id="run-1",
+        save_format=SaveFormat.NUMPY_NPY,
+        writers=WriterOptions(resources={"writer": 1} if arguments.writers_apart else {}),
+        limits=Limits(takeover_s=10.0, drain_s=10.0),
+        progress=False,
+    )
+    say(began=1)
+    watcher = threading.Thread(target=watch, args=(sink, over), daemon=True)
+    watcher.start()
+    work = by_dataset if arguments.work == "dataset" else by_handles
+    try:
+        with sink:
+            work(sink, plan, arguments.folder, arguments.producers)
+            over.set()
+            watcher.join()
+        say(sealed=sink.manifest.seal.outputs)
+    except Exception as error:  # noqa: BLE001 - said, and the exit status tells
+        say(error=[type(error).__name__, str(error)[:2000]])
+        return 1
+    finally:
+        over.set()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

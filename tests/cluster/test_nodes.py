@@ -1,0 +1,186 @@
+"""Nodes that join, drain, die and come back, over a network, while a run goes on. Every byte is compared at the end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import RunMaker
+from tests.cluster.nodes import HEAD, PRODUCER, WRITER, Node, Nodes
+from tests.cluster.patience import PATIENCE_S
+from tests.faults.invariants import Reader
+from tests.faults.plan import Plan
+from tests.faults.processes import needs
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(3600)]
+
+WRITERS = "ray::WriterShell"
+UPLOADER = "ray::UploaderShell"
+DRAIN_S = 90
+
+
+def has_ours(node: Node) -> bool:
+    return bool(node.pod.pids(WRITERS, UPLOADER))
+
+
+def test_a_whole_job_with_a_writer_on_each_node_that_has_producers(nodes: Nodes, run_of: RunMaker) -> None:
+    run = run_of(Plan(outputs=120, elements=20_000))
+    run.pace(2)
+    with run.start() as job, Reader(run.checker):
+        run.computes_on(*nodes.of(PRODUCER))
+        run.until(lambda: all(node.pod.pids(WRITERS) for node in nodes.of(PRODUCER)))
+        assert [node.pod.pids(WRITERS) for node in [nodes.head, *nodes.of(WRITER)]] == [[], []]
+        run.pace(0)
+        run.finished(job)
+
+
+def test_a_node_is_killed(nodes: Nodes, run_of: RunMaker) -> None:
+    run = run_of(Plan(outputs=120, elements=20_000))
+    run.pace(2)
+    with run.start() as job, Reader(run.checker):
+        run.computes_on(*nodes.of(PRODUCER))
+        run.decides(10)
+        lost, left = nodes.of(PRODUCER)
+        run.until(lambda: bool(lost.pod.pids(WRITERS)))
+        nodes.stop(lost)
+        run.until(lambda: lost.address not in nodes.alive())
+        since = len(run.calls)
+        run.pace(0)
+        run.finished(job)
+        assert {call["host"] for call in run.calls[since:]} == {left.pod.name}
+
+
+def test_a_drain_with_a_deadline(nodes: Nodes, run_of: RunMaker) -> None:
+    """Writers have nodes of their own; one of these is announced to go, and another is there in time."""
+    run = run_of(Plan(outputs=800, elements=50_000), "--work", "handles", "--writers-apart")
+    run.pace(0.5)
+    with run.start() as job:
+        run.decides(10)
+        (old,) = nodes.of(WRITER)
+        assert old.pod.pids(WRITERS)
+        new = nodes.start(WRITER)
+        nodes.up(new)
+        began_s = time.monotonic()
+        nodes.drain(old, deadline_s=DRAIN_S)
+        run.until(lambda: not has_ours(old))
+        ours_s = time.monotonic() - began_s
+        run.until(lambda: old.address not in nodes.alive())
+        node_s = time.monotonic() - began_s
+        run.decides(20)
+        assert new.pod.pids(WRITERS)
+        run.pace(0)
+        run.finished(job)
+        assert node_s < DRAIN_S, "a node without actors goes at once"
+        waited = job.said("waited")
+    each = ", ".join(f"{some['sum_s']:.2f}" for some in waited)
+    most_s = max(some["most_s"] for some in waited)
+    print(f"\na drain with {DRAIN_S} s: our actors gone after {ours_s:.1f} s, the node after {node_s:.1f} s")
+    print(f"outputs lost: 0; producers waited {each} s in all, in one write {most_s:.2f} s at most")
+
+
+def test_every_worker_is_replaced_one_after_another_during_one_run(nodes: Nodes, run_of: RunMaker) -> None:
+    """Producers' nodes by a spot notice, which their models use to the end; the writers' by SIGTERM."""
+    run = run_of(Plan(outputs=600, elements=5_000))
+    run.pace(3)
+    workers = [*nodes.of(PRODUCER), *nodes.of(WRITER)]
+    with run.start() as job:
+        run.decides(10)
+        for old in workers:
+            new = nodes.start(old.kind)
+            nodes.up(new)
+            if old.kind is WRITER:
+                nodes.terminate(old)
+            else:
+                nodes.drain(old, deadline_s=15)
+            run.until(lambda old=old: old.address not in nodes.alive())  # type: ignore[misc]
+            run.until(lambda old=old: old.pod.ended)  # type: ignore[misc]
+            if new.kind is PRODUCER:
+                run.computes_on(new)
+                run.until(lambda new=new: bool(new.pod.pids(WRITERS)))  # type: ignore[misc]
+            run.decides(6)
+        run.pace(0)
+        run.finished(job)
+        assert all(node.pod.ended for node in workers)
+
+
+def test_a_link_is_cut_and_the_zombie_comes_back(nodes: Nodes, run_of: RunMaker) -> None:
+    """The zombie has staged outputs and not asked yet when it is cut off. Declared dead and replaced, it asks."""
+    run = run_of(Plan(outputs=400, elements=20_000), "--producers", 1)
+    run.pace(2)
+    with run.start() as job, Reader(run.checker):
+        run.decides(6)
+        (zombie,) = (node for node in nodes.of(PRODUCER) if node.pod.name == run.calls[0]["host"])
+        (other,) = (node for node in nodes.of(PRODUCER) if node is not zombie)
+        # its writer has room for what it is given from here on, and cannot stage it
+        zombie.pod.signal("glusterfs", signal.SIGSTOP)
+        before = len(run.calls)
+        run.until(lambda: len(run.calls) >= before + 3 and blocked(zombie.pod.pids(WRITERS)))
+        for node in (nodes.head, zombie):
+            node.pod.cable.hides(on=True)
+        zombie.pod.signal("glusterfs", signal.SIGCONT)
+        run.until(lambda: bool(run.temps()))
+        zombie.pod.signal("raylet", signal.SIGSTOP)  # it would end the zombie's processes as soon as it hears the truth
+        zombie.pod.cable.cut()
+        cut_s = time.monotonic()
+        held = run.temps()
+        lost = {call["first"] for call in run.calls[before:]}
+        run.until(lambda: zombie.address not in nodes.alive())
+        run.until(lambda: lost <= run.computed_on(other))
+        run.until(lambda: time.monotonic() - cut_s > 20)
+        run.until(lambda: all(run.is_decided(number) for number in lost))
+        assert held <= run.temps()
+        landed = run.landed()
+        nodes.head.pod.cable.hides(on=False)
+        zombie.pod.cable.mend()
+        # only who staged them takes them away, when it is told that it has lost
+        run.until(lambda: not held & run.temps())
+        zombie.pod.signal("raylet", signal.SIGCONT)
+        run.until(lambda: zombie.pod.ended)
+        run.pace(0)
+        run.finished(job)
+        assert landed.items() <= run.landed().items(), "an object was written anew"
+
+
+def blocked(pids: list[int]) -> bool:
+    """Whether a thread of one of these waits for its filesystem."""
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            if "fuse" in (task / "stack").read_text() or "request_wait_answer" in (task / "wchan").read_text():
+                return True
+    return False
+
+
+def test_the_head_is_lost_and_the_same_script_resumes(nodes: Nodes, run_of: RunMaker, redis: dict[str, str]) -> None:
+    run = run_of(Plan(outputs=100, elements=5_000))
+    run.pace(1)
+    with Reader(run.checker):
+        with run.start() as job:
+            run.decides(30)
+            nodes.stop(nodes.head)
+            assert job.wait(PATIENCE_S) != 0
+        run.checker.unfinished()
+        before = len(run.calls)
+        run.pace(0)
+        nodes.complete(redis)  # the next test's head
+        with run.start() as again:
+            run.finished(again)
+    assert len(run.calls) - before <= 40, "what was committed was computed again"
+
+
+def test_the_head_is_lost_and_the_run_goes_on_where_its_knowledge_outlives_it(
+    nodes: Nodes, run_of: RunMaker, redis: dict[str, str]
+) -> None:
+    needs("redis-server (Debian package of that name)", bool(redis))
+    nodes.complete(redis)
+    run = run_of(Plan(outputs=600, elements=5_000))
+    run.pace(2)
+    with run.start(on=nodes.of(WRITER)[0]) as job:
+        run.decides(20)
+        nodes.head_again()
+        run.decides(20)
+        run.pace(0)
+        run.finished(job)
+        assert len(nodes.of(HEAD)) == 1
