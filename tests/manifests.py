@@ -1,4 +1,4 @@
-"""What is in cluster_configs: its files, overlays built, the pods that come of them, and who of those may reach whom."""
+"""What is in cluster_configs: files, overlays built, the pods that come of them, and who of those may reach whom."""
 
 from __future__ import annotations
 
