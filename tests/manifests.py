@@ -72,7 +72,7 @@ class Pod:
     """A pod as it would run.
 
     Attributes:
-        name: its group's, ``submitter`` or ``redis``.
+        name: its group's, or ``submitter``, ``redis`` or ``recover``.
         labels: its labels, the operator's with them.
         spec: its specification.
         group: what its resource says of it beside the template; empty where it is no node of Ray's.
@@ -125,9 +125,10 @@ def pods(documents: Sequence[Document]) -> list[Pod]:
         found += ray_pods(resource)
         if template := resource["spec"].get("submitterPodTemplate"):
             found.append(Pod("submitter", template["metadata"]["labels"], template["spec"], {}))
-    for resource in of_kind(documents, "StatefulSet"):
-        template = resource["spec"]["template"]
-        found.append(Pod("redis", template["metadata"]["labels"], template["spec"], {}))
+    for name, kind in (("redis", "StatefulSet"), ("recover", "Job")):
+        for resource in of_kind(documents, kind):
+            template = resource["spec"]["template"]
+            found.append(Pod(name, template["metadata"]["labels"], template["spec"], {}))
     return found
 
 

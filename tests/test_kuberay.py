@@ -408,6 +408,22 @@ def test_what_refers_to_something_finds_it() -> None:
     assert "backoffLimit" not in job["spec"]
 
 
+def test_a_run_whose_cluster_is_gone_is_recovered_as_its_uploaders_were_run() -> None:
+    (recover,) = manifests.pods(manifests.load("recover.yaml"))
+    documents = manifests.load("full")
+    (writers,) = (pod for pod in manifests.pods(documents) if pod.name == "writers")
+    assert list(manifests.restricted_problems(recover.spec)) == []
+    assert recover.container["image"] == writers.container["image"]
+    assert recover.spec["serviceAccountName"] == writers.spec["serviceAccountName"]
+    assert manifests.may_send(manifests.of_kind(documents, "NetworkPolicy"), recover, STORE, 443)
+    staging = recover.mount(manifests.arguments(ray(documents))["--staging"])
+    assert staging == writers.mount(manifests.arguments(ray(documents))["--staging"])
+    known = subprocess.run([sys.executable, "-m", "ray_sink.cli", "upload", "--help"], capture_output=True, text=True)
+    options = [word.split("=")[0] for word in recover.container["command"][2:]]
+    assert recover.container["command"][:2] == ["ray-sink", "upload"]
+    assert set(options) <= set(re.findall(r"--[a-z-]+", known.stdout))
+
+
 def test_the_cluster_that_stays_grows_with_the_work_and_survives_its_head() -> None:
     spec = ray(manifests.load("cluster"))["spec"]
     assert spec["enableInTreeAutoscaling"] is True
