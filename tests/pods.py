@@ -179,14 +179,17 @@ def ray_start(pod: Pod) -> str:
         if pod.name == "head"
         else f"until ray health-check --address {_HEAD}:6379 >/dev/null 2>&1; do sleep 1; done; "
     )
-    return f"{ready}ulimit -n 65536; exec ray start {'--head ' if pod.name == 'head' else ''}--block {words}"
+    return (
+        f"{ready}ulimit -n 65536 2>/dev/null; exec ray start {'--head ' if pod.name == 'head' else ''}--block {words}"
+    )
 
 
-def ray_job_submit(entrypoint: str, workers: int) -> str:
-    """The command of the operator's submitter, after the cluster is ready, as the operator waits for that."""
+def ray_job_submit(entrypoint: str, nodes: int) -> str:
+    """The command of the operator's submitter, after all nodes are there, as the operator waits for them."""
     address = f"http://{_HEAD}:8265"
     alive = f"ray list nodes --address {address} 2>/dev/null | grep -c ALIVE"
-    return f"until {alive} | grep -qx {workers + 1}; do sleep 1; done; ray job submit --address {address} --submission-id try-1 -- {entrypoint}"
+    submit = f"ray job submit --address {address} --submission-id try-1 -- {entrypoint}"
+    return f"until {alive} | grep -qx {nodes}; do sleep 1; done; {submit}"
 
 
 def finished(cluster: Cluster, pod: str, deadline_s: float) -> int:

@@ -46,7 +46,7 @@ def test_it_runs_to_its_end_and_every_pod_leaves_in_time(name: str, sealed: str)
             spec,
             bucket=bucket,
             identities=identities,
-            submit=ray_job_submit(smaller(job["spec"]["entrypoint"]), len(nodes) - 1),
+            submit=ray_job_submit(smaller(job["spec"]["entrypoint"]), len(nodes)),
         )
         with closing(cluster):
             assert finished(cluster, "submitter", 1200) == 0, cluster.log("submitter")[-5000:]
