@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.executables import environment
 from tests.faults.processes import needs
 from tests.manifests import PROJECT, Document, Pod, n_bytes
 from tests.waiting import until
@@ -79,6 +80,7 @@ class Cluster:
         self.folder = folder
         self._auth = cluster.get("authOptions", {}).get("mode", "disabled")
         (folder / "claim").mkdir()
+        environment(folder / "programs")
         scripts = []
         for pod in pods:
             (folder / pod.name).mkdir()
@@ -118,7 +120,7 @@ class Cluster:
         if pod.container.get("securityContext", {}).get("readOnlyRootFilesystem"):
             lines += ["mount -o remount,bind,ro /", "mount -o remount,ro /mnt", "! touch /x /mnt/x 2>/dev/null"]
         environment = {
-            "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PATH": f"{self.folder}/programs/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "PYTHONPATH": str(PROJECT),
             "RAY_AUTH_MODE": self._auth,
             **({"RAY_AUTH_TOKEN": "0123456789abcdef" * 4} if self._auth == "token" else {}),
