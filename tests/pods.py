@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from seaweedfs import ServerProcess
 
 from tests.executables import environment
 from tests.faults.processes import needs
@@ -88,11 +89,8 @@ class Cluster:
             command = submit if pod.name == "submitter" else ray_start(pod)
             (folder / f"{pod.name}.sh").write_text(self._script(pod, command, shown))
             scripts.append(str(folder / f"{pod.name}.sh"))
-        outer = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        with (folder / "node.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [*outer, "bash", "-c", _NODE, "node", *scripts], stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
+        outer = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+        self._server = ServerProcess([*outer, "bash", "-c", _NODE, "node", *scripts], folder=folder)
 
     def _script(self, pod: Pod, command: str, bucket: Path | None) -> str:
         volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
@@ -156,9 +154,8 @@ class Cluster:
         return (self.folder / f"{pod}.log").read_text(errors="replace")
 
     def close(self) -> None:
-        """End everything."""
-        self._process.kill()
-        self._process.wait(60)
+        """End everything, and take the folder away."""
+        self._server.stop()
 
 
 def ray_start(pod: Pod) -> str:

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from seaweedfs import ServerProcess
+
 from tests.faults.processes import needs
-from tests.waiting import until
 
 _ADDRESS = "10.99.1.1"
 _CONFIG = """
@@ -49,7 +50,7 @@ munged --force --socket="$folder/munge.socket" --key-file="$folder/munge.key" --
 slurmctld -c
 slurmd
 until sinfo --noheader --format=%t | grep -q idle; do sleep 0.1; done
-echo $$ >"$folder/up.new" && mv "$folder/up.new" "$folder/up"
+touch "$folder/up"
 sleep infinity
 """
 
@@ -81,34 +82,35 @@ def slurm() -> Iterator[Slurm]:
     tools = ("slurmctld", "slurmd", "munged", "sbatch", "unshare", "nsenter", "ip")
     needs("root and Slurm", os.geteuid() == 0 and all(shutil.which(tool) for tool in tools))
     host = os.uname().nodename.split(".")[0]
-    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/var/tmp", ignore_cleanup_errors=True) as place:
-        folder = Path(place)
-        folder.chmod(0o755)
-        for name in ("state", "spool"):
-            (folder / name).mkdir()
-        (folder / "munge.key").write_bytes(os.urandom(1024))
-        (folder / "munge.key").chmod(0o400)
-        (folder / "slurm.conf").write_text(_CONFIG.format(host=host, address=_ADDRESS, folder=folder))
-        with (folder / "start.log").open("wb") as log:
-            process = subprocess.Popen(
-                [
-                    *("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
-                    *("bash", "-c", _START.format(address=_ADDRESS), "slurm", str(folder)),
-                ],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "SLURM_CONF": str(folder / "slurm.conf")},
-            )
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    (folder / "munge.key").write_bytes(os.urandom(1024))
+    (folder / "munge.key").chmod(0o400)
+    (folder / "slurm.conf").write_text(_CONFIG.format(host=host, address=_ADDRESS, folder=folder))
+    server = ServerProcess(
+        [
+            *("env", f"SLURM_CONF={folder}/slurm.conf"),
+            *("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+            *("bash", "-c", _START.format(address=_ADDRESS), "slurm", str(folder)),
+        ],
+        folder=folder,
+    )
+    try:
+        server.wait_until((folder / "up").exists, deadline_s=60)
+        yield Slurm(folder, _controller(folder))
+    finally:
+        server.stop()
+
+
+def _controller(folder: Path) -> int:
+    """The controller's process, by its id out here: it is in all of the namespaces."""
+    for entry in Path("/proc").iterdir():
         try:
-            until((folder / "up").exists, deadline_s=60)
-            yield Slurm(folder, _inside(process.pid))
-        finally:
-            process.kill()
-            process.wait(60)
-
-
-def _inside(parent: int) -> int:
-    """The first process of the namespace that `parent` has made, by its id here."""
-    (child,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return int(child)
+            if entry.name.isdigit() and (entry / "comm").read_text() == "slurmctld\n":
+                if f"SLURM_CONF={folder}/".encode() in (entry / "environ").read_bytes():
+                    return int(entry.name)
+        except OSError:  # it has ended meanwhile
+            continue
+    raise ProcessLookupError("slurmctld is gone")

@@ -55,8 +55,8 @@ def test_it_runs_to_its_end_and_every_pod_leaves_in_time(name: str, sealed: str)
             for pod in reversed(nodes):
                 cluster.terminate(pod.name)
                 finished(cluster, pod.name, pod.spec["terminationGracePeriodSeconds"])
+            assert list((cluster.folder / "claim").rglob("journal")), "staging was not on the claim"
         assert len(ray_sink.open(str(bucket / sealed))) == OUTPUTS
-        assert list((Path(place) / "run" / "claim").rglob("journal")), "staging was not on the claim"
 
 
 def submitter(documents: list[Document], head: Pod) -> Pod:
