@@ -94,8 +94,9 @@ class Cluster:
 
     def _script(self, pod: Pod, command: str, bucket: Path | None) -> str:
         volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
-        lines = ["set -e", "mount --make-rprivate /", f"hostname {pod.name}"]
-        own = self.folder / pod.name / "own"
+        control = self.folder / pod.name
+        own = control / "own"
+        lines = ["set -e", "mount --make-rprivate /", f"hostname {pod.name}", f"mount --bind {control} {control}"]
         # what Python needs of a /tmp that will be covered goes into the new one
         for needed in sorted({str(PROJECT), sys.prefix, sys.base_prefix, str(self.folder)}):
             if Path(needed).is_relative_to("/tmp"):
@@ -120,6 +121,7 @@ class Cluster:
         environment = {
             "PATH": f"{self.folder}/programs/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "PYTHONPATH": str(PROJECT),
+            "HOME": "/tmp",
             "RAY_AUTH_MODE": self._auth,
             **({"RAY_AUTH_TOKEN": "0123456789abcdef" * 4} if self._auth == "token" else {}),
             # a small machine: processes that nobody has asked for yet cost it minutes
@@ -128,7 +130,6 @@ class Cluster:
             **pod.environment,
         }
         given = " ".join(shlex.quote(f"{name}={value}") for name, value in environment.items())
-        control = self.folder / pod.name
         return "\n".join(
             [
                 *lines,

@@ -108,9 +108,10 @@ def _controller(folder: Path) -> int:
     """The controller's process, by its id out here: it is in all of the namespaces."""
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and (entry / "comm").read_text() == "slurmctld\n":
-                if f"SLURM_CONF={folder}/".encode() in (entry / "environ").read_bytes():
-                    return int(entry.name)
+            if not entry.name.isdigit() or (entry / "comm").read_text() != "slurmctld\n":
+                continue
+            if f"SLURM_CONF={folder}/".encode() in (entry / "environ").read_bytes():
+                return int(entry.name)
         except OSError:  # it has ended meanwhile
             continue
     raise ProcessLookupError("slurmctld is gone")
