@@ -372,6 +372,7 @@ def test_only_the_uploaders_reach_the_store_and_all_reach_each_other(name: str) 
         # a node's own identity is to be had there, except on GKE, where it is the pod's
         asks = pod_name == "writers" and name == "overlays/gke-filestore"
         assert manifests.may_send(policies, one, METADATA, 80) == asks
+        assert not manifests.may_send(policies, one, METADATA, 443)
         assert manifests.may_send(policies, one, DNS, 53, namespace="kube-system")
         for other in found.values():
             assert manifests.may_send(policies, one, other, 6379)
