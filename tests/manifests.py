@@ -219,4 +219,4 @@ def n_bytes(quantity: str) -> int:
     """A quantity of Kubernetes', in bytes."""
     found = re.fullmatch(r"(\d+)(Mi|Gi|Ti|)", quantity)
     assert found is not None, quantity
-    return int(found[1]) * 1024 ** ("", "Ki", "Mi", "Gi", "Ti").index(found[2])
+    return int(found[1]) << 10 * ("", "Ki", "Mi", "Gi", "Ti").index(found[2])

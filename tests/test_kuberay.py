@@ -130,13 +130,15 @@ def test_the_operator_takes_it(name: str) -> None:
     assert kuberay.operator_problems(ray(manifests.load(name))) == []
 
 
-def sidecar(job: Document, **more: object) -> None:
+def sidecar(job: Document, **more: object) -> Document:
     del job["spec"]["submitterPodTemplate"]
     job["spec"].update(submissionMode="SidecarMode", **more)
+    return job
 
 
-def scales_itself(job: Document) -> None:
+def scales_itself(job: Document) -> Document:
     job["spec"]["rayClusterSpec"].update(enableInTreeAutoscaling=True, autoscalerOptions={"version": "v2"})
+    return job
 
 
 @pytest.mark.parametrize(
@@ -157,9 +159,9 @@ def scales_itself(job: Document) -> None:
         (lambda job: job["spec"].update(activeDeadlineSeconds=0), "positive"),
         (lambda job: sidecar(job, submitterConfig={}), "submitterConfig"),
         (lambda job: job["spec"].update(submissionMode="SidecarMode"), "submitterPodTemplate"),
-        (lambda job: (sidecar(job), pod(job, "head").update(restartPolicy="Always")), "head: restartPolicy"),
-        (lambda job: (scales_itself(job), pod(job, "gpu").update(restartPolicy="OnFailure")), "gpu: restartPolicy"),
-        (lambda job: (scales_itself(job), kuberay.groups(job)["gpu"].update(suspend=True)), "cannot be suspended"),
+        (lambda job: pod(sidecar(job), "head").update(restartPolicy="Always"), "head: restartPolicy"),
+        (lambda job: pod(scales_itself(job), "gpu").update(restartPolicy="OnFailure"), "gpu: restartPolicy"),
+        (lambda job: kuberay.groups(scales_itself(job))["gpu"].update(suspend=True), "cannot be suspended"),
         (lambda job: job["spec"].pop("rayClusterSpec"), "one of"),
         (lambda job: job["spec"].update(runtimeEnvYAML="working_dir"), "runtimeEnvYAML"),
         (
