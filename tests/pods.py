@@ -44,12 +44,18 @@ for script in "$@"; do
 done
 wait
 """
-# SIGTERM and what comes of it, as kubelet does it: asked for and told by files.
+# As kubelet does it: a container that fails is started again, and one that is to end gets a SIGTERM; asked for and told
+# by files.
 _LIFE = """
-"$@" &
-while kill -0 $! 2>/dev/null && [ ! -e "$control/terminate" ]; do sleep 0.2; done
-[ ! -e "$control/terminate" ] || kill -TERM $! 2>/dev/null
-ended=0; wait $! || ended=$?
+ended=1
+until [ $ended = 0 ] || [ -e "$control/terminate" ]; do
+    "$@" &
+    while kill -0 $! 2>/dev/null && [ ! -e "$control/terminate" ]; do sleep 0.2; done
+    [ ! -e "$control/terminate" ] || kill -TERM $! 2>/dev/null
+    ended=0
+    wait $! || ended=$?
+    [ $again = yes ] || break
+done
 echo $ended >"$control/ended.new" && mv "$control/ended.new" "$control/ended"
 """
 
@@ -135,7 +141,7 @@ class Cluster:
                 *lines,
                 "set +e",
                 "cd /tmp",
-                f"control={control}",
+                f"control={control} again={'no' if pod.spec.get('restartPolicy') == 'Never' else 'yes'}",
                 "set -- " + f"env -i {given} bash -c -- {shlex.quote(command)}",
                 _LIFE,
             ]

@@ -64,4 +64,8 @@ def submitter(documents: list[Document], head: Pod) -> Pod:
     given = [pod for pod in manifests.pods(documents) if pod.name == "submitter"]
     temp = {"name": "temp", "emptyDir": {"sizeLimit": "1Gi"}}
     container = {"name": "x", "volumeMounts": [{"name": "temp", "mountPath": "/tmp"}]}
-    return given[0] if given else Pod("submitter", {}, {"containers": [container], "volumes": [temp]}, {})
+    return (
+        given[0]
+        if given
+        else Pod("submitter", {}, {"restartPolicy": "Never", "containers": [container], "volumes": [temp]}, {})
+    )
