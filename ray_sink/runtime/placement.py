@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from ray_sink.config import WriterOptions
+from ray_sink.config import UploadOptions, WriterOptions
 
 _NODE = "ray.io/node-id"
 _HEAD = "node:__internal_head__"
@@ -66,6 +66,13 @@ def off_the_head(cluster: Nodes) -> dict[str, Any]:
     if cluster.head is None or cluster.alive == {cluster.head}:
         return {"num_cpus": 0}
     return {"num_cpus": 0, "label_selector": {_NODE: f"!{cluster.head}"}}
+
+
+def for_uploader(options: UploadOptions, cluster: Nodes) -> dict[str, Any]:
+    """Actor options of an uploader: where its labels are, else anywhere but on the head."""
+    if options.label_selector:
+        return {"num_cpus": 0, "label_selector": dict(options.label_selector)}
+    return off_the_head(cluster)
 
 
 def node_for_writer(node: str, options: WriterOptions, cluster: Nodes, writers: Counter[str]) -> str | None:
