@@ -114,5 +114,6 @@ def spawn(shell: type, *args: object, groups: Mapping[str, int] | None = None, *
             class only.
         options: its other options.
     """
-    made: Any = ray.remote(concurrency_groups=dict(groups))(shell) if groups else ray.remote(shell)
+    remote: Any = ray.remote  # typed as if classes took no concurrency groups
+    made = remote(concurrency_groups=dict(groups))(shell) if groups else remote(shell)
     return made.options(**options).remote(*args)

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # has no stubs
 from ray.core.generated import gcs_pb2
 from ray.exceptions import RaySystemError, RpcError
 
 from tests.cluster.network import Network
 from tests.cluster.patience import eventually
-from tests.cluster.pods import PROJECT, Pod
+from tests.cluster.pods import Pod
+from tests.faults.clusters import PROJECT
 from tests.faults.drains import drain
 
 _PORT = 6379
@@ -219,7 +220,7 @@ class Nodes:
             found = GcsClient(address=self.address).get_all_node_info(timeout=5).values()
         except (RpcError, RaySystemError, RuntimeError):
             return {}
-        living = gcs_pb2.GcsNodeInfo.ALIVE
+        living = gcs_pb2.GcsNodeInfo.ALIVE  # type: ignore[attr-defined]  # made at run time
         return {info.node_manager_address: info.node_id.hex() for info in found if info.state == living}
 
     def id_of(self, node: Node) -> str:

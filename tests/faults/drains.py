@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # has no stubs
 from ray.core.generated import autoscaler_pb2
 
 
@@ -16,7 +16,8 @@ def drain(address: str, node: str, deadline_s: float) -> None:
         node: the node's id.
         deadline_s: from now.
     """
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    kinds = autoscaler_pb2.DrainNodeReason  # type: ignore[attr-defined]  # made at run time
+    reason = kinds.Value("DRAIN_NODE_REASON_PREEMPTION")
     deadline_ms = time.time_ns() // 1_000_000 + int(deadline_s * 1000)
     accepted, message = GcsClient(address=address).drain_node(node, reason, "a test", deadline_ms)
     assert accepted, message
