@@ -51,7 +51,9 @@ slurmctld -c
 slurmd
 until sinfo --noheader --format=%t | grep -q idle; do sleep 0.1; done
 touch "$folder/up"
-sleep infinity
+# the shell stays, to reap what it inherits
+sleep infinity &
+wait
 """
 
 
