@@ -53,7 +53,7 @@ def manifest_receipts(store: SmallObjects, file: ManifestFile) -> Iterator[Recei
         RunError: it is not the file that was sealed.
         ObjectMissingError: it is gone.
     """
-    return from_parquet(_sealed_bytes(store, file))
+    return from_parquet(sealed_bytes(store, file))
 
 
 def find_sealed(store: SmallObjects, seal: Seal, prefix: str) -> Iterator[Receipt]:
@@ -70,11 +70,17 @@ def find_sealed(store: SmallObjects, seal: Seal, prefix: str) -> Iterator[Receip
     for file in seal.manifest:
         # keys are in order: row groups that hold none of these are not decoded
         near = [("key", ">=", prefix), ("key", "<=", prefix + "\U0010ffff")]
-        table = pq.read_table(pa.BufferReader(_sealed_bytes(store, file)), filters=near)
+        table = pq.read_table(pa.BufferReader(sealed_bytes(store, file)), filters=near)
         yield from map(receipt_from, table.filter(pc.starts_with(table["key"], prefix)).to_pylist())
 
 
-def _sealed_bytes(store: SmallObjects, file: ManifestFile) -> bytes:
+def sealed_bytes(store: SmallObjects, file: ManifestFile) -> bytes:
+    """One manifest file as it was sealed.
+
+    Raises:
+        RunError: it is not the file that was sealed.
+        ObjectMissingError: it is gone.
+    """
     data = store.get_bytes(file.path)
     told = file.path.rpartition("-")[2].partition(".")[0]
     if len(data) != file.bytes or hashlib.sha256(data).hexdigest()[: len(told)] != told:
@@ -151,33 +157,31 @@ def read_book(fs: Filesystem, root: Path, run_id: str) -> Book:
     return read_history(fs, Staging(fs, root, run_id).journal_dir, live=True).book
 
 
-def staged_run(book: Book, run_id: str, store: SmallObjects) -> StagedRun:
+def staged_run(tally: Tally, run_id: str, store: SmallObjects) -> StagedRun:
     """Where a run stands.
 
     Args:
-        book: what its journal says.
+        tally: its journal, counted.
         run_id: the run.
         store: its staging folder as a store, for the claims.
     """
-    info = book.info
-    unfinished = book.unfinished() if info is not None else ["its journal has no record yet"]
-    waiting = book.entries.pending() if info is not None and info.dest is not None else ()
-    pending = [sum(temp.file.bytes for temp in entry.proposal.files) for entry in waiting]
+    info = tally.info
+    waits = info is not None and info.dest is not None
     found = owner_of(store)
     mine = found is not None and found.owner.run_id == run_id
     return StagedRun(
         run_id=run_id,
         dest=info.dest if info is not None else None,
         save_format=info.save_format if info is not None else None,
-        epoch=book.epoch,
-        decided=len(book.entries),
-        uploaded=book.entries.uploaded,
-        pending=len(pending),
-        pending_bytes=sum(pending),
-        kept=len(book.kept),
-        multiparts=len(book.multiparts),
-        closing=book.closing,
-        unfinished=tuple(unfinished),
+        epoch=tally.epoch,
+        decided=tally.decided,
+        uploaded=tally.uploaded,
+        pending=tally.decided - tally.uploaded if waits else 0,
+        pending_bytes=tally.decided_bytes - tally.uploaded_bytes if waits else 0,
+        kept=len(tally.kept),
+        multiparts=len(tally.multiparts),
+        closing=tally.closing,
+        unfinished=tuple(tally.unfinished()) if info is not None else ("its journal has no record yet",),
         owner=f"process {found.owner.pid} on {found.owner.host}" if found is not None and mine else None,
         released=found.released if found is not None and mine else False,
     )

@@ -92,6 +92,8 @@ class UploadOptions:
         buffer_bytes: most bytes of file contents that one uploader holds in memory.
         multipart_above_bytes: files above this size go up in parts.
         keep_staged: leave staged files where they are after upload instead of freeing them.
+        label_selector: labels that an uploader's node must have; if empty, any node but the head. For clusters where
+            only some nodes have a way and the right to the store.
         credentials: ``"module:function"``, called in the uploader's process only; returns a mapping of
             credential options for the engine. None: environment, profile or workload identity.
         storage_options: endpoint_url, region, ca_bundle, profile, sse_kms_key_id, storage_class for S3;
@@ -104,6 +106,7 @@ class UploadOptions:
     buffer_bytes: int = 512 * MiB
     multipart_above_bytes: int = 256 * MiB
     keep_staged: bool = False
+    label_selector: Mapping[str, str] = field(default_factory=dict)
     credentials: str | None = None
     storage_options: Mapping[str, object] = field(default_factory=dict)
 
@@ -122,6 +125,7 @@ class UploadOptions:
             raise ConfigError(
                 f"UploadOptions.credentials must look like 'package.module:function', got {self.credentials!r:.60}"
             )
+        _mapping("UploadOptions.label_selector", self.label_selector)
         _mapping("UploadOptions.storage_options", self.storage_options)
         refuse_secrets(self.storage_options)
 

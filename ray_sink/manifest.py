@@ -40,6 +40,7 @@ SUCCESS: Final = "_SUCCESS"
 PARTIAL: Final = "_PARTIAL"
 _ROWS_A_FILE: Final = 1_000_000
 _ROWS_A_GROUP: Final = 2**16
+_ROWS_AT_A_TIME: Final = 2**12
 _FIELDS: Final = ("key", "attempt", "state", "verification", "bytes", "notes")
 _FILE_FIELDS: Final = ("path", "uri", "bytes", "checksum", "member", "offset", "length")
 
@@ -286,7 +287,7 @@ def from_parquet(data: bytes) -> Iterator[Receipt]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches():
+    for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(batch_size=_ROWS_AT_A_TIME):
         for row in batch.to_pylist():
             yield receipt_from(row)
 

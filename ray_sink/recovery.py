@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Self
 
 from ray_sink.book import read_history
-from ray_sink.catalogue import read_book
 from ray_sink.config import OnConflict, UploadOptions
 from ray_sink.errors import RunError, RunMismatchError, RunSealedError
 from ray_sink.filesystem import PosixFilesystem
@@ -26,6 +25,7 @@ from ray_sink.ownership import Claim, FolderPlace, Owner, Place, StorePlace, cla
 from ray_sink.places import checked_dest
 from ray_sink.records import MultipartUpload, RunInfo, RunStatus, UploadOutcome
 from ray_sink.staging import Staging
+from ray_sink.standing import tally_of
 from ray_sink.stores.base import Store
 from ray_sink.uploader import Uploader
 
@@ -62,7 +62,7 @@ def journaled_run(root: Path, run_id: str, dest: str | None) -> RunInfo:
         RunMismatchError: the run goes to another destination.
         ConfigError: `dest` can be no run's destination.
     """
-    info = read_book(PosixFilesystem(), root, run_id).info
+    info = tally_of(root, run_id).info
     if info is None:
         raise RunError(f"run {run_id!r} has decided nothing yet: run the script again")
     if dest is not None and checked_dest(dest, root) != info.dest:

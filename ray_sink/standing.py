@@ -279,7 +279,7 @@ def claimed_standing(run_id: str, dest: str, owner: OwnerSeen, live: Mapping[str
         staged=staged,
         uploaded=uploaded,
         failures=said.get("failures", {}),
-        unfinished=() if running else ("only its journal, in its staging folder, can tell what is left",),
+        unfinished=() if running and live else ("only its journal, in its staging folder, can tell what is left",),
         owner=owner,
         live=live if running else None,
     )

@@ -14,6 +14,7 @@ from ray_sink.probes import is_probe
 from ray_sink.records import MultipartUpload, RunInfo
 from ray_sink.recovery import claimed
 from ray_sink.staging import Staging
+from ray_sink.standing import tally_of
 from ray_sink.stores.base import Store
 
 
@@ -48,12 +49,13 @@ def leavings(root: Path, run_id: str) -> Leavings:
     """What there is to take away. Looks, and touches nothing; a live owner's temps are among it."""
     fs = PosixFilesystem()
     staging = Staging(fs, root, run_id)
-    book = read_book(fs, root, run_id)
-    # a decided temp keeps its name in whichever folder a fence has moved it to
-    decided = {temp.temp for entry in book.entries.pending() for temp in entry.proposal.files}
     temps = staging.temps()
-    unpublished = tuple(name for name in temps if "/".join(name.split("/")[-2:]) in decided)
-    lost = tuple(name for name in temps if name not in set(unpublished))
+    # a decided temp keeps its name in whichever folder a fence has moved it to
+    entries = read_book(fs, root, run_id).entries.pending() if temps else ()
+    decided = {temp.temp for entry in entries for temp in entry.proposal.files}
+    known = {name: "/".join(name.split("/")[-2:]) in decided for name in temps}
+    unpublished = tuple(name for name in temps if known[name])
+    lost = tuple(name for name in temps if not known[name])
     ours = root / RESERVED
     probes = tuple(name for name in fs.list(ours) if is_probe(name)) + tuple(
         f"_owner/{name}" for name in fs.list(ours / "_owner") if temp_for(name) is not None
@@ -65,7 +67,7 @@ def leavings(root: Path, run_id: str) -> Leavings:
         unpublished=unpublished,
         folders=tuple(staging.terms.folders()),
         probes=probes,
-        multiparts=tuple(book.multiparts.values()),
+        multiparts=tuple(tally_of(root, run_id).multiparts.values()),
         bytes=sum(sizes),
     )
 

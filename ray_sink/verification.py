@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final, Protocol
 
-from ray_sink.catalogue import manifest_receipts, seal_of
-from ray_sink.errors import ObjectMissingError, RunError, StoreUnavailableError
+from ray_sink.catalogue import manifest_receipts, seal_of, sealed_bytes
+from ray_sink.errors import ObjectMissingError, RunError, StoreError
 from ray_sink.keys import RESERVED
-from ray_sink.manifest import SUCCESS, ManifestFile, Seal, run_path
-from ray_sink.records import FileRecord, Receipt, State
+from ray_sink.manifest import SUCCESS, ManifestFile, Seal, from_parquet, run_path
+from ray_sink.records import Receipt
 from ray_sink.retry import Retry, RetryPolicy
 from ray_sink.stores.base import Store
 
-_PATIENCE = RetryPolicy(attempts=8, total_s=60, most_s=10)
+PATIENCE: Final = RetryPolicy(attempts=8, total_s=60, most_s=10)
+_PIECE_OUTPUTS: Final = 4096
+_PIECE_BYTES: Final = 4 * 2**30
 
 
 class Trouble(StrEnum):
@@ -55,6 +57,51 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Which outputs a piece has. A manifest file's name tells its content, so this means the same ones for ever.
+
+    Attributes:
+        manifest: path of the manifest file.
+        first: the first of its rows.
+        outputs: how many.
+    """
+
+    manifest: str
+    first: int
+    outputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Outputs that are checked together: a few thousand, or some gigabytes."""
+
+    place: Place
+    receipts: tuple[Receipt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PieceVerdict:
+    """What checking a piece gave.
+
+    Attributes:
+        place: which outputs.
+        files: files that were looked at.
+        bytes: their size by their receipts, in bytes.
+        problems: what is wrong.
+    """
+
+    place: Place
+    files: int
+    bytes: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def is_final(self) -> bool:
+        """Whether every object could be read, so that there is nothing to try again."""
+        return all(problem.trouble is not Trouble.UNREADABLE for problem in self.problems)
+
+
+@dataclass(frozen=True, slots=True)
 class RunVerdict:
     """What checking one run gave.
 
@@ -73,32 +120,55 @@ class RunVerdict:
     problems: tuple[Problem, ...]
 
 
+class Checks(Protocol):
+    """Compares objects with receipts: in this process, or on a cluster."""
+
+    def check(self, run_id: str, pieces: Iterable[Piece]) -> Iterator[PieceVerdict]:
+        """Verdicts, in the order in which they are reached. Takes only as many pieces as are under way.
+
+        Raises:
+            SinkError: nothing more can be checked.
+        """
+
+
+class KnownVerdicts(Protocol):
+    """What an earlier verification, that was cut off, has checked."""
+
+    def find(self, place: Place) -> PieceVerdict | None:
+        """Its verdict on a piece."""
+
+    def note(self, verdict: PieceVerdict) -> None:
+        """Remember one more."""
+
+
 class Verification:
     """Checks sealed runs of one destination.
 
     Args:
         store: the destination.
-        listing: sizes by path, from `listing_of`: then only names and sizes are compared. None: each object is read and
-            its checksum compared.
-        concurrency: objects that are read at a time.
-        on_file: told of every file that was looked at, with its size.
+        checks: compares the objects.
+        known: verdicts that are taken as they are.
+        on_known: told of each of these.
         retry: for a store that does not answer.
+        piece_outputs: most outputs in a piece.
     """
 
     def __init__(
         self,
         store: Store,
+        checks: Checks,
         *,
-        listing: Mapping[str, int] | None,
-        concurrency: int,
-        on_file: Callable[[int], None],
+        known: KnownVerdicts | None = None,
+        on_known: Callable[[PieceVerdict], None] = lambda _: None,
         retry: Retry | None = None,
+        piece_outputs: int = _PIECE_OUTPUTS,
     ) -> None:
         self._store = store
-        self._listing = listing
-        self._concurrency = concurrency
-        self._on_file = on_file
-        self._retry = retry or Retry(_PATIENCE)
+        self._checks = checks
+        self._known = known
+        self._on_known = on_known
+        self._retry = retry or Retry(PATIENCE)
+        self._piece_outputs = piece_outputs
 
     def seal(self, run_id: str) -> Seal | Problem:
         """The run's seal, or what is wrong with it.
@@ -115,63 +185,64 @@ class Verification:
             return Problem(None, path, Trouble.DIFFERS, str(error))
 
     def check(self, seal: Seal) -> RunVerdict:
-        """Check one run, whatever is wrong with it."""
+        """Check one run, whatever is wrong with it.
+
+        Raises:
+            SinkError: nothing more can be checked.
+        """
+        run_id = seal.run.run_id
         problems: list[Problem] = []
         outputs = n_files = n_bytes = 0
         for manifest in seal.manifest:
             try:
-                receipts = self._receipts(manifest)
-            except (RunError, ObjectMissingError, StoreUnavailableError) as error:
-                problems.append(Problem(None, manifest.path, _trouble(error), str(error)))
+                data = self._bytes(manifest)
+            except (RunError, StoreError) as error:
+                problems.append(Problem(None, manifest.path, trouble_of(error), str(error)))
                 continue
-            outputs += len(receipts)
-            n_files += sum(len(receipt.files) for receipt in receipts)
-            n_bytes += sum(receipt.bytes for receipt in receipts)
-            problems += self._check_all(receipts)
+            verdicts = sorted(self._verdicts(run_id, manifest, data), key=lambda verdict: verdict.place.first)
+            for verdict in verdicts:
+                outputs += verdict.place.outputs
+                n_files += verdict.files
+                n_bytes += verdict.bytes
+                problems += verdict.problems
         if not problems and outputs != seal.outputs:
             message = f"the manifest has {outputs} outputs; _SUCCESS says {seal.outputs}"
-            problems.append(Problem(None, run_path(seal.run.run_id, SUCCESS), Trouble.DIFFERS, message))
-        return RunVerdict(seal.run.run_id, outputs, n_files, n_bytes, tuple(problems))
+            problems.append(Problem(None, run_path(run_id, SUCCESS), Trouble.DIFFERS, message))
+        return RunVerdict(run_id, outputs, n_files, n_bytes, tuple(problems))
 
-    def _receipts(self, file: ManifestFile) -> list[Receipt]:
-        return self._retry.call(lambda _: list(manifest_receipts(self._store, file)))
+    def _bytes(self, manifest: ManifestFile) -> bytes:
+        return self._retry.call(lambda _: sealed_bytes(self._store, manifest))
 
-    def _check_all(self, receipts: Iterable[Receipt]) -> Iterator[Problem]:
-        """Problems in the order in which they are found; the queue in front of the threads is short."""
-        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="ray_sink-verify") as pool:
-            running: set[Future[Problem | None]] = set()
-            for receipt in receipts:
-                for file in receipt.files:
-                    if len(running) >= 4 * self._concurrency:
-                        done, running = wait(running, return_when=FIRST_COMPLETED)
-                        yield from filter(None, (future.result() for future in done))
-                    running.add(pool.submit(self._check_file, receipt, file))
-            yield from filter(None, (future.result() for future in running))
+    def _verdicts(self, run_id: str, manifest: ManifestFile, data: bytes) -> list[PieceVerdict]:
+        found: list[PieceVerdict] = []
 
-    def _check_file(self, receipt: Receipt, file: FileRecord) -> Problem | None:
-        try:
-            message = self._retry.call(lambda _: self._complaint(receipt, file))
-        except (ObjectMissingError, StoreUnavailableError) as error:
-            return Problem(receipt.key, file.path, _trouble(error), str(error))
-        finally:
-            self._on_file(file.bytes)
-        return Problem(receipt.key, file.path, Trouble.DIFFERS, message) if message is not None else None
+        def unknown() -> Iterator[Piece]:
+            for piece in self._pieces(manifest, data):
+                verdict = self._known.find(piece.place) if self._known is not None else None
+                if verdict is None:
+                    yield piece
+                else:
+                    found.append(verdict)
+                    self._on_known(verdict)
 
-    def _complaint(self, receipt: Receipt, file: FileRecord) -> str | None:
-        where = f"{self._store.url.rstrip('/')}/{file.path}"
-        if self._listing is not None:
-            if file.path not in self._listing:
-                raise ObjectMissingError(f"{where}: there is no such object", path=file.path)
-            size = self._listing[file.path]
-            return None if size == file.bytes else f"{where} has {size} bytes; its receipt says {file.bytes}"
-        if receipt.state is State.KEPT:
-            # another run's output: only that it is there is ours to say
-            info = self._store.head(file.path)
-            if info is None:
-                raise ObjectMissingError(f"{where}: there is no such object", path=file.path)
-            return None if info.bytes == file.bytes else f"{where} has {info.bytes} bytes; {file.bytes} were kept"
-        found = self._store.read_checksum(file.path)
-        return None if found == file.checksum else f"{where} reads as {found}; its receipt says {file.checksum}"
+        for verdict in self._checks.check(run_id, unknown()):
+            found.append(verdict)
+            if self._known is not None:
+                self._known.note(verdict)
+        return found
+
+    def _pieces(self, manifest: ManifestFile, data: bytes) -> Iterator[Piece]:
+        """All rows, in order; never many of them at a time."""
+        held: list[Receipt] = []
+        first = held_bytes = 0
+        for receipt in from_parquet(data):
+            if len(held) == self._piece_outputs or (held and held_bytes + receipt.bytes > _PIECE_BYTES):
+                yield Piece(Place(manifest.path, first, len(held)), tuple(held))
+                first, held, held_bytes = first + len(held), [], 0
+            held.append(receipt)
+            held_bytes += receipt.bytes
+        if held:
+            yield Piece(Place(manifest.path, first, len(held)), tuple(held))
 
     def extra(self, seals: Iterable[Seal], listing: Mapping[str, int]) -> list[Found]:
         """Objects of `listing` that none of these runs has; their own folder aside.
@@ -193,7 +264,8 @@ def listing_of(store: Store) -> dict[str, int]:
     return {info.path: info.bytes for info in store.list()}
 
 
-def _trouble(error: Exception) -> Trouble:
+def trouble_of(error: Exception) -> Trouble:
+    """What an error says of an object."""
     if isinstance(error, ObjectMissingError):
         return Trouble.MISSING
-    return Trouble.UNREADABLE if isinstance(error, StoreUnavailableError) else Trouble.DIFFERS
+    return Trouble.UNREADABLE if isinstance(error, StoreError) else Trouble.DIFFERS

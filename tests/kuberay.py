@@ -16,6 +16,7 @@ import kubernetes_validate
 import yaml
 
 SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
+_LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 # What `kubernetes_validate` takes for a schema of its own; core kinds change by addition only.
 _KUBERNETES = "1.37"
@@ -71,19 +72,25 @@ def core_problems(resource: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def operator_problems(job: Mapping[str, Any]) -> list[str]:
-    """What the operator would reject in a RayJob although its schema lets it pass."""
-    return [*_job_problems(job), *_cluster_problems(job)]
+def operator_problems(resource: Mapping[str, Any]) -> list[str]:
+    """What the operator would reject in a RayJob or a RayCluster although its schema lets it pass."""
+    found = list(_job_problems(resource)) if resource["kind"] == "RayJob" else list(_name_problems(resource, 53))
+    return [*found, *_cluster_problems(resource)]
+
+
+def _name_problems(resource: Mapping[str, Any], longest: int) -> Iterator[str]:
+    name = resource["metadata"]["name"]
+    if len(name) > longest:
+        yield f"the name of a {resource['kind']} has at most {longest} characters, {name!r} has {len(name)}"
+    if not _DNS_1035.fullmatch(name):
+        yield f"{name!r} is no DNS-1035 label"
 
 
 def _job_problems(job: Mapping[str, Any]) -> Iterator[str]:
-    name, spec = job["metadata"]["name"], job["spec"]
+    yield from _name_problems(job, 47)
+    spec = job["spec"]
     mode = spec.get("submissionMode", "K8sJobMode")
     shuts_down = spec.get("shutdownAfterJobFinishes", False)
-    if len(name) > 47:
-        yield f"the name of a RayJob has at most 47 characters, {name!r} has {len(name)}"
-    if not _DNS_1035.fullmatch(name):
-        yield f"{name!r} is no DNS-1035 label"
     if spec.get("ttlSecondsAfterFinished", 0) > 0 and not shuts_down:
         yield "ttlSecondsAfterFinished needs shutdownAfterJobFinishes: true"
     if spec.get("suspend") and not shuts_down:
@@ -103,34 +110,59 @@ def _job_problems(job: Mapping[str, Any]) -> Iterator[str]:
                 yield f"SidecarMode works without {key} only"
     if "rayClusterSpec" not in spec and "clusterSelector" not in spec:
         yield "one of rayClusterSpec and clusterSelector must be there"
+    if "clusterSelector" in spec and not spec["clusterSelector"].get("ray.io/cluster"):
+        yield "clusterSelector names no ray.io/cluster"
     if not isinstance(yaml.safe_load(spec.get("runtimeEnvYAML", "{}")), dict):
         yield "runtimeEnvYAML is no mapping"
 
 
-def _cluster_problems(job: Mapping[str, Any]) -> Iterator[str]:
-    cluster = job["spec"].get("rayClusterSpec")
+def cluster_spec(resource: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The cluster in a RayJob or a RayCluster; None in a job that runs on one that is there."""
+    spec: dict[str, Any] = resource["spec"]
+    return spec if resource["kind"] == "RayCluster" else spec.get("rayClusterSpec")
+
+
+def _cluster_problems(resource: Mapping[str, Any]) -> Iterator[str]:
+    cluster = cluster_spec(resource)
     if cluster is None:
         return
-    sidecar = job["spec"].get("submissionMode") == "SidecarMode"
-    autoscaler_v2 = (
-        cluster.get("enableInTreeAutoscaling") and cluster.get("autoscalerOptions", {}).get("version") == "v2"
-    )
-    for name, group in groups(job).items():
+    sidecar = resource["spec"].get("submissionMode") == "SidecarMode"
+    autoscales = cluster.get("enableInTreeAutoscaling", False)
+    autoscaler_v2 = autoscales and cluster.get("autoscalerOptions", {}).get("version") == "v2"
+    if cluster.get("authOptions", {}).get("mode") == "token" and _version(cluster) < (2, 52):
+        yield "authOptions.mode: token needs rayVersion 2.52 or later"
+    for name, group in groups(resource).items():
         parameters = group.get("rayStartParams", {})
         if group.get("resources") and parameters.keys() & {"num-cpus", "num-gpus", "memory", "resources"}:
             yield f"{name}: resources stand in rayStartParams or in resources, not in both"
         if "labels" in parameters:
             yield f"{name}: labels stand at the top of the group, not in rayStartParams"
+        for text in (text for label in group.get("labels", {}).items() for text in label):
+            if not _LABEL.fullmatch(text):
+                yield f"{name}: {text!r} is no label of Kubernetes'"
         pod = group["template"]["spec"]
         if not pod.get("containers"):
             yield f"{name}: a pod needs a container"
+            continue
         restarts = pod.get("restartPolicy", "Never") != "Never"
         if restarts and (autoscaler_v2 or (sidecar and name == "head")):
             yield f"{name}: restartPolicy must be Never or unset"
+        if name == "head":
+            given = {variable["name"] for variable in pod["containers"][0].get("env", ())}
+            if found := sorted(given & {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "REDIS_USERNAME"}):
+                yield f"head: {', '.join(found)} stand in gcsFaultToleranceOptions, not in the environment"
+        if autoscales and group.get("suspend"):
+            yield f"{name}: a group of a cluster that scales itself cannot be suspended"
 
 
-def groups(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The head's group and the workers', by name."""
-    cluster = job["spec"]["rayClusterSpec"]
+def _version(cluster: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(int(part) for part in cluster.get("rayVersion", "0").split(".")[:2])
+
+
+def groups(resource: Mapping[str, Any]) -> dict[str, Any]:
+    """The head's group and the workers', by name; none where a job has no cluster of its own."""
+    cluster = cluster_spec(resource)
+    if cluster is None:
+        return {}
     workers = {group["groupName"]: group for group in cluster.get("workerGroupSpecs", ())}
     return {"head": cluster["headGroupSpec"], **workers}

@@ -37,6 +37,7 @@ def test_options_cannot_be_changed_afterwards() -> None:
         (WriterOptions, {"memory_bytes": -1}),
         (WriterOptions, {"resources": "gpu"}),
         (WriterOptions, {"label_selector": ["a"]}),
+        (UploadOptions, {"label_selector": ["a"]}),
         (WriterOptions, {"temp_dir": "relative/tmp"}),
         (UploadOptions, {"engine": "boto3"}),
         (UploadOptions, {"uploaders": 0}),

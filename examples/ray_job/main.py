@@ -28,7 +28,7 @@ def submit(client: JobSubmissionClient, given: argparse.Namespace, log: Path) ->
     """The same entrypoint every time: that is all that a resume needs."""
     command: list[object] = [sys.executable if given.own else "python", "job.py"]
     command += ["--outputs", given.outputs, "--actors", given.actors, "--dest", given.dest]
-    command += ["--staging", given.staging, "--log", log]
+    command += ["--staging", given.staging, "--takeover-s", 10, "--log", log]
     entrypoint = " ".join(shlex.quote(str(part)) for part in command)
     for left in reversed(range(60)):
         try:

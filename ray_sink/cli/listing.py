@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ray_sink.cli import output
-from ray_sink.cli.options import json_option, run_option, staging_path, store_options
+from ray_sink.cli.options import json_option, open_existing, run_option, staging_path, store_options
 
 if TYPE_CHECKING:
     from ray_sink.config import UploadOptions
@@ -55,19 +55,19 @@ def ls(
     if staging is not None:
         _list_staging(staging, run_id, prefix, long_=long_, as_json=as_json)
         return
-    from ray_sink.catalogue import manifest_receipts, seal_of, sealed_runs
-    from ray_sink.stores import open_store
+    from ray_sink.catalogue import find_sealed, manifest_receipts, seal_of, sealed_runs
 
     assert dest is not None
-    store = open_store(dest, upload)
+    store = open_existing(dest, upload)
     try:
         if run_id is None and not prefix:
             _print_runs(dest, [seal_of(store, name) for name in sealed_runs(store)], as_json=as_json)
             return
         seal = seal_of(store, run_id if run_id is not None else only_run(store))
-        receipts = (receipt for file in seal.manifest for receipt in manifest_receipts(store, file))
+        everything = (receipt for file in seal.manifest for receipt in manifest_receipts(store, file))
+        receipts = find_sealed(store, seal, prefix) if prefix else everything
         head: dict[str, object] = {"dest": dest, "run_id": seal.run.run_id}
-        _print_outputs(head, receipts, prefix, long_=long_, as_json=as_json)
+        _print_outputs(head, receipts, long_=long_, as_json=as_json)
     finally:
         store.close()
 
@@ -122,15 +122,12 @@ def _run_row(seal: Seal) -> dict[str, Any]:
     }
 
 
-def _print_outputs(
-    head: dict[str, object], receipts: Iterator[Receipt], prefix: str, *, long_: bool, as_json: bool
-) -> None:
-    chosen = (receipt for receipt in receipts if receipt.key.startswith(prefix))
+def _print_outputs(head: dict[str, object], receipts: Iterator[Receipt], *, long_: bool, as_json: bool) -> None:
     if as_json:
-        output.print_json_rows(head, "outputs", ({**asdict(r), "bytes": r.bytes} for r in chosen))
+        output.print_json_rows(head, "outputs", ({**asdict(r), "bytes": r.bytes} for r in receipts))
         return
     # a line each, as they come: a run may have millions
-    for receipt in chosen:
+    for receipt in receipts:
         proof = receipt.verification or "-"
         if not long_:
             click.echo(f"{output.size(receipt.bytes):>10}  {receipt.state:<8}  {proof:<12}  {receipt.key}")
@@ -141,18 +138,33 @@ def _print_outputs(
 
 
 def _list_staging(root: Path, run_id: str | None, prefix: str, *, long_: bool, as_json: bool) -> None:
-    from ray_sink.catalogue import read_book, staged_receipts, staged_run, staged_run_ids, the_staged_run
+    from ray_sink.catalogue import (
+        find_staged,
+        found_receipts,
+        read_book,
+        staged_receipts,
+        staged_run,
+        staged_run_ids,
+        the_staged_run,
+    )
     from ray_sink.config import UploadOptions
     from ray_sink.filesystem import PosixFilesystem
+    from ray_sink.standing import tally_of
     from ray_sink.stores import open_store
 
     fs, store = PosixFilesystem(), open_store(str(root), UploadOptions())
     one = the_staged_run(fs, root, run_id) if run_id is not None or prefix else None
-    books = {name: read_book(fs, root, name) for name in ([one] if one is not None else staged_run_ids(fs, root))}
-    runs = [staged_run(book, name, store) for name, book in books.items()]
+    names = [one] if one is not None else staged_run_ids(fs, root)
+    runs = [staged_run(tally_of(root, name), name, store) for name in names]
     head: dict[str, object] = {"staging": str(root), "runs": [asdict(run) for run in runs]}
+
+    def receipts(name: str) -> Iterator[Receipt]:
+        if prefix:
+            return iter(found_receipts(find_staged(fs, root, name, prefix)))
+        return staged_receipts(read_book(fs, root, name))
+
     if one is not None and as_json:
-        _print_outputs(head, staged_receipts(books[one]), prefix, long_=long_, as_json=True)
+        _print_outputs(head, receipts(one), long_=long_, as_json=True)
         return
     if as_json:
         output.print_json(head)
@@ -171,4 +183,4 @@ def _list_staging(root: Path, run_id: str | None, prefix: str, *, long_: bool, a
             soft_wrap=True,
         )
     if one is not None:
-        _print_outputs({}, staged_receipts(books[one]), prefix, long_=long_, as_json=False)
+        _print_outputs({}, receipts(one), long_=long_, as_json=False)

@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from ray_sink.config import UploadOptions
+    from ray_sink.stores.base import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,6 +70,23 @@ def store_options(command: F) -> F:
     for decorator in reversed(decorators):
         result = decorator(result)
     return result  # type: ignore[no-any-return]
+
+
+def open_existing(dest: str, upload: UploadOptions) -> Store:
+    """The store for a destination that somebody wants to look at.
+
+    Raises:
+        DestinationError: it is a folder, and not there.
+        ConfigError: see `ray_sink.stores.open_store`.
+    """
+    from ray_sink.errors import DestinationError
+    from ray_sink.stores import open_store
+    from ray_sink.stores.folder import FolderStore
+
+    store = open_store(dest, upload)
+    if isinstance(store, FolderStore) and not store.root.is_dir():
+        raise DestinationError(f"there is no folder {dest}")
+    return store
 
 
 def _upload_options(

@@ -14,7 +14,7 @@ import click
 
 from ray_sink.cli import output
 from ray_sink.cli.listing import only_run
-from ray_sink.cli.options import json_option, run_option, staging_path, store_options
+from ray_sink.cli.options import json_option, open_existing, run_option, staging_path, store_options
 
 if TYPE_CHECKING:
     from ray_sink.config import UploadOptions
@@ -90,9 +90,8 @@ def _best(key: str, found: Iterable[Receipt]) -> Iterator[Receipt]:
 class _AtDest:
     def __init__(self, dest: str, run_id: str | None, key: str, upload: UploadOptions, opened: ExitStack) -> None:
         from ray_sink.catalogue import find_sealed, seal_of
-        from ray_sink.stores import open_store
 
-        self._store = open_store(dest, upload)
+        self._store = open_existing(dest, upload)
         opened.callback(self._store.close)
         seal = seal_of(self._store, run_id if run_id is not None else only_run(self._store))
         self.info: RunInfo = seal.run

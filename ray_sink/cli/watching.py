@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ray_sink.cli import output
-from ray_sink.cli.options import json_option, run_option, staging_path, store_options
+from ray_sink.cli.options import json_option, open_existing, run_option, staging_path, store_options
 
 if TYPE_CHECKING:
     from ray_sink.config import UploadOptions
@@ -123,9 +123,8 @@ def _at(dest: str, run_id: str | None, watch_s: float, upload: UploadOptions) ->
     from ray_sink.catalogue import sealed_runs
     from ray_sink.manifest import read_partial_seal, read_seal
     from ray_sink.standing import Onlooker, claimed_standing, sealed_standing
-    from ray_sink.stores import open_store
 
-    store = open_store(dest, upload)
+    store = open_existing(dest, upload)
     try:
         folder = Path(dest) if "://" not in dest else None
         onlooker = Onlooker(store, clock=time.monotonic, wall=time.time, folder=folder)  # noqa: TID251 - shown only
@@ -150,8 +149,10 @@ def _print(run: Standing) -> None:
     what = run.state if run.is_well else f"{run.state}, NOT WELL"
     say = click.echo
     say(f"run {run.run_id} to {run.dest or 'its staging folder'}: {what}")
-    say(f"  outputs    {run.outputs} ({output.size(run.bytes)}) decided")
-    if run.dest is not None:
+    told = run.staging is not None or run.live is not None or run.outputs > 0
+    if told:
+        say(f"  outputs    {run.outputs} ({output.size(run.bytes)}) decided")
+    if told and run.dest is not None:
         to_go = f"{run.staged} ({output.size(run.staged_bytes)}) to go"
         say(f"  uploaded   {run.uploaded} ({output.size(run.uploaded_bytes)}), {to_go}")
     if run.live is not None:

@@ -53,7 +53,7 @@ class Destination:
 
     def __init__(self, info: RunInfo, options: UploadOptions) -> None:
         self.url = info.dest or info.staging
-        where = placement.off_the_head(placement.nodes())
+        where = placement.for_uploader(options, placement.nodes())
         self.uploaders: list[Any] = [
             placement.spawn(
                 UploaderShell,

@@ -3,6 +3,10 @@
 Counting rows cannot tell: a dataset that was cut short, and one whose blocks were dropped, has fewer rows everywhere.
 So each execution is watched from inside. What is looked at there is not public; where it is missing, in a later Ray, an
 execution counts as incomplete, with that as its reason.
+
+Ray Data takes the callbacks from the context of the dataset that is executed. `other.union(ours)` is executed under the
+other's, and so is not seen: the dataset stays open, which `close()` reports. A callback for all executions can be named
+in an environment variable only, for this process and its children: too wide for one sink.
 """
 
 from __future__ import annotations

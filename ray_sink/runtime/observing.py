@@ -11,9 +11,9 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from ray_sink.doctor.observers import ObserverError
 from ray_sink.doctor.watcher import Sightings, Watch, watch
-from ray_sink.errors import ConfigError
 from ray_sink.runtime import placement
 from ray_sink.runtime.actors import current_node
+from ray_sink.runtime.cluster import joined
 
 
 def _watch(asked: Watch) -> Sightings:
@@ -72,14 +72,5 @@ def on_every_node(address: str, root: Path) -> Iterator[Sequence[NodeObserver]]:
     Raises:
         ConfigError: there is no cluster.
     """
-    joined = not ray.is_initialized()
-    if joined:
-        try:
-            ray.init(address, log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"no Ray cluster can be joined at {address!r}: {error}") from error
-    try:
+    with joined(address):
         yield [NodeObserver(root, node["NodeID"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]
-    finally:
-        if joined:
-            ray.shutdown()

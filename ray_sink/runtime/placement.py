@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from ray_sink.config import WriterOptions
+from ray_sink.config import UploadOptions, WriterOptions
 
 _NODE = "ray.io/node-id"
 _HEAD = "node:__internal_head__"
@@ -68,6 +68,13 @@ def off_the_head(cluster: Nodes) -> dict[str, Any]:
     return {"num_cpus": 0, "label_selector": {_NODE: f"!{cluster.head}"}}
 
 
+def for_uploader(options: UploadOptions, cluster: Nodes) -> dict[str, Any]:
+    """Actor options of an uploader: where its labels are, else anywhere but on the head."""
+    if options.label_selector:
+        return {"num_cpus": 0, "label_selector": dict(options.label_selector)}
+    return off_the_head(cluster)
+
+
 def node_for_writer(node: str, options: WriterOptions, cluster: Nodes, writers: Counter[str]) -> str | None:
     """The node for a writer that serves producers on `node`; None where that is left to Ray.
 
@@ -107,5 +114,6 @@ def spawn(shell: type, *args: object, groups: Mapping[str, int] | None = None, *
             class only.
         options: its other options.
     """
-    made: Any = ray.remote(concurrency_groups=dict(groups))(shell) if groups else ray.remote(shell)
+    remote: Any = ray.remote  # typed as if classes took no concurrency groups
+    made = remote(concurrency_groups=dict(groups))(shell) if groups else remote(shell)
     return made.options(**options).remote(*args)

@@ -43,11 +43,14 @@ class FolderStore:
         url: the destination as the user gave it.
         root: the folder; made with its parents when it is missing.
         filesystem: the operations underneath.
+
+    Attributes:
+        root: the folder.
     """
 
     def __init__(self, url: str, root: Path, filesystem: Filesystem | None = None) -> None:
         self.url = url
-        self._root = root
+        self.root = root
         self._filesystem = filesystem or PosixFilesystem()
         self._naming = threading.Lock()
         self._probing = threading.Lock()
@@ -148,7 +151,7 @@ class FolderStore:
     def _place_for(self, path: str) -> Path:
         """The full path, its folders made and durable."""
         target = self._full(path)
-        base = self._root
+        base = self.root
         while not base.exists():
             base = base.parent
         try:
@@ -161,12 +164,12 @@ class FolderStore:
         parts = PurePosixPath(path).parts
         if not parts or path.startswith("/") or ".." in parts:
             raise StoreError(f"{path!r} is no path inside {self.url}", path=path)
-        return self._root.joinpath(*parts)
+        return self.root.joinpath(*parts)
 
     def _existing(self, path: str) -> Path:
         """The full path of a regular file that is reached through no symlink."""
         full = self._full(path)
-        if self._filesystem.size(full) is None or _has_link(full.parent, self._root):
+        if self._filesystem.size(full) is None or _has_link(full.parent, self.root):
             raise ObjectMissingError(f"{self.url}/{path}: there is no such file", path=path)
         return full
 
@@ -193,8 +196,8 @@ class FolderStore:
         """See `Store.list`; symlinks are not followed, temps not shown."""
         folder = prefix.rpartition("/")[0]
         with self._errors("list", None):
-            start = self._full(folder) if folder else self._root
-            if _has_link(start, self._root):
+            start = self._full(folder) if folder else self.root
+            if _has_link(start, self.root):
                 return
             for info in self._walk(start, f"{folder}/" if folder else ""):
                 if info.path.startswith(prefix):
@@ -227,16 +230,16 @@ class FolderStore:
     def sweep(self) -> None:
         """See `Store.sweep`."""
         with self._errors("sweep", None):
-            temps = self._root / _TEMPS
+            temps = self.root / _TEMPS
             for name in self._filesystem.list(temps):
                 self._filesystem.remove(temps / name)
-            for folder in self._filesystem.list(self._root / RESERVED):
+            for folder in self._filesystem.list(self.root / RESERVED):
                 if is_probe(folder):
-                    self._filesystem.remove(self._root / RESERVED / folder)
+                    self._filesystem.remove(self.root / RESERVED / folder)
                     continue
-                for name in self._filesystem.list(self._root / RESERVED / folder):
+                for name in self._filesystem.list(self.root / RESERVED / folder):
                     if temp_for(name) is not None:
-                        self._filesystem.remove(self._root / RESERVED / folder / name)
+                        self._filesystem.remove(self.root / RESERVED / folder / name)
 
     def close(self) -> None:
         """See `Store.close`: nothing is held open."""

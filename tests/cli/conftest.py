@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,23 @@ class Answer:
 
 def run(*arguments: object) -> Answer:
     """The command in a process of its own, where ``import ray`` raises."""
+    with started(*arguments) as process:
+        out, err = process.communicate(timeout=120)
+    return Answer(process.returncode, out, err)
+
+
+@contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """The same, while it runs; SIGKILLed on leaving."""
     command = [sys.executable, "-c", _NO_RAY, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
-    return Answer(done.returncode, done.stdout, done.stderr)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def call(*arguments: object) -> Answer:

@@ -21,15 +21,28 @@ from typing import IO
 import torch
 
 from ray_sink.book import DatasetState
+from ray_sink.checksum import checksum_of
 from ray_sink.config import DictMode, SaveFormat, UploadOptions
 from ray_sink.errors import SinkError
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.formats import resolve
 from ray_sink.ledger import Ledger, LedgerOptions
+from ray_sink.manifest import seal
 from ray_sink.ownership import Claim, FolderPlace, Owner, Place, StorePlace, claim
 from ray_sink.patience import Patience
 from ray_sink.publishing import DecidedPublishing
-from ray_sink.records import Decision, MultipartUpload, Proposal, Receipt, RunInfo, TempFile
+from ray_sink.records import (
+    Decision,
+    FileRecord,
+    MultipartUpload,
+    Proposal,
+    Receipt,
+    RunInfo,
+    RunStatus,
+    State,
+    TempFile,
+    Verification,
+)
 from ray_sink.staging import Staging
 from ray_sink.stores import open_store
 from ray_sink.writer import Output, Writer
@@ -114,6 +127,20 @@ def staged_run(staging: Path, dest: str | None, count: int, *, run_id: str = "ru
     if finished:
         driver.finish()
     driver.leave()
+
+
+def sealed_run(dest: Path, count: int, *, run_id: str = "run-1") -> Path:
+    """A sealed run of very many outputs in a folder, as if it had been uploaded; the folder."""
+    (dest / "runs").mkdir(parents=True)
+    receipts = []
+    for key in (f"runs/sample_{number:04d}" for number in range(count)):
+        data, path = bytes_of(key), f"{key}.npy"
+        (dest / path).write_bytes(data)
+        file = FileRecord(path, len(data), checksum_of([data]), f"{dest}/{path}")
+        receipts.append(Receipt(key, f"attempt-{key}", State.UPLOADED, (file,), Verification.VERIFIED))
+    info = RunInfo(run_id, str(dest), "/nowhere", FORMAT.name, DictMode.SINGLE.value)
+    seal(open_store(str(dest), UploadOptions()), info, 1, receipts, RunStatus())
+    return dest
 
 
 class Hanging(Driver):

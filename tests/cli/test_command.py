@@ -3,6 +3,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+import pytest
 
 import ray_sink
 from tests.cli.conftest import call, run
@@ -32,3 +35,48 @@ def test_the_module_is_a_command_too() -> None:
     assert "DEST" in done.stderr
     assert "Traceback" not in done.stderr
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            "ls {}",
+            "verify {}",
+            "verify {} --quick",
+            "status {}",
+            "show key {}",
+            "ls --staging {}",
+            "status --staging {}",
+        ),
+        *("show key --staging {}", "sweep --staging {}", "upload --staging {}"),
+    ],
+)
+def test_a_folder_that_is_not_there_is_named_and_not_made(tmp_path: Path, command: str) -> None:
+    nowhere = tmp_path / "nowhere"
+    answer = call(*command.format(nowhere).split())
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err.startswith("Error: there is no ")
+    assert str(nowhere) in answer.err
+    assert not nowhere.exists()
+
+
+_CUT = """
+import click
+from ray_sink.cli import main
+from ray_sink.errors import RunError
+
+def cut():
+    try:
+        raise KeyboardInterrupt
+    finally:
+        raise RunError("the journal takes no more records")
+
+main.add_command(click.Command("cut", callback=cut))
+main(["cut"])
+"""
+
+
+def test_what_a_ctrl_c_has_cut_in_two_is_no_answer() -> None:
+    done = subprocess.run([sys.executable, "-c", _CUT], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Error: interrupted\n")

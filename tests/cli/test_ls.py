@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.cli.conftest import call, run
-from tests.cli.runs import bytes_of, staged_run
+from tests.cli.conftest import call, run, started
+from tests.cli.runs import bytes_of, sealed_run, staged_run
 
 RUN_FIELDS = {
     *("run_id", "outputs", "files", "bytes", "verification", "epoch"),
@@ -76,3 +76,25 @@ def test_a_staging_folder_tells_where_its_run_stands_and_is_not_touched(staging:
 def test_it_is_either_a_destination_or_a_staging_folder(staging: Path) -> None:
     assert call("ls").code == 2
     assert call("ls", staging, "--staging", staging).code == 2
+
+
+def test_whoever_has_read_enough_may_close_the_pipe(tmp_path: Path) -> None:
+    with started("ls", sealed_run(tmp_path / "dest", 4000), "--run", "run-1") as listing:
+        assert listing.stdout is not None
+        assert listing.stderr is not None
+        assert "sample_0000" in listing.stdout.readline()
+        listing.stdout.close()
+        assert listing.stderr.read() == ""
+        assert listing.wait(60) == 1
+
+
+def test_a_prefix_finds_the_same_by_the_journal_and_by_the_manifest(staging: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "dest"
+    sealed(staging, dest, "run-1", 12)
+    for where in (("--staging", staging), (dest,)):
+        outputs = call("ls", *where, "--prefix", "runs/sample_001", "--json").json["outputs"]
+        assert [(row["key"], row["state"]) for row in outputs] == [
+            ("runs/sample_0010", "uploaded"),
+            ("runs/sample_0011", "uploaded"),
+        ]
+        assert call("ls", *where, "--prefix", "none", "--json").json["outputs"] == []

@@ -120,6 +120,8 @@ def test_a_bucket_tells_of_its_seals_and_of_who_claimed_it(
         answer = call("status", s3_bucket.url, "--watch-s", 30, "--json")
         (row,) = answer.json["runs"]
         assert (answer.code, row["state"], row["owner"]["pid"]) == (0, "running", process.pid)
+        assert "only its journal" in row["unfinished"][0]
+        assert "0 bytes" not in call("status", s3_bucket.url, "--watch-s", 30).out
     names = s3_bucket.names()
     answer = call("status", s3_bucket.url, "--watch-s", 0.5, "--json")
     (row,) = answer.json["runs"]

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import call, run
-from tests.cli.runs import bytes_of, staged_run
+from tests.cli.conftest import call, run, started
+from tests.cli.runs import bytes_of, sealed_run, staged_run
+from tests.faults.s3_proxy import Proxy, answer
 from tests.servers import S3Bucket
 from tests.stores.conftest import sign_in
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -27,6 +31,7 @@ def test_a_whole_run_is_ok_in_a_process_without_ray(dest: Path) -> None:
         "dest": str(dest),
         "ok": True,
         "checked": "checksums",
+        "resumed": 0,
         "runs": [{"ok": True, "run_id": "run-1", "outputs": 8, "files": 8, "bytes": size, "problems": []}],
         "extra": [],
     }
@@ -122,3 +127,85 @@ def test_a_bucket_is_verified_through_both_engines(
         assert answer.code == 1
         found = {(problem["key"], problem["trouble"]) for problem in answer.json["runs"][0]["problems"]}
         assert found == {("runs/sample_0003", "missing"), ("runs/sample_0004", "differs")}
+
+
+ENDLESS_BYTES = 2**40  # without a block on the disk, and minutes to read
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A sealed run of two pieces."""
+    return sealed_run(tmp_path / "large", 4196)
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def troubles(answer: object) -> dict[str, str]:
+    return {p["key"]: p["trouble"] for run in answer["runs"] for p in run["problems"]}  # type: ignore[index]
+
+
+def test_one_that_was_killed_goes_on_and_the_next_begins_anew(large: Path, tmp_path: Path) -> None:
+    noted, last = tmp_path / "noted", large / "runs/sample_4195.npy"
+    data = last.read_bytes()
+    os.truncate(last, ENDLESS_BYTES)
+    with started("verify", large, "--resume", noted) as verifying:
+        until(lambda: noted.exists() and noted.read_bytes().count(b"\n") == 2, deadline_s=180)
+        assert call("verify", large, "--resume", noted).code == 2, "two at a time"
+        verifying.kill()
+    last.write_bytes(data)
+    flip(large / "runs/sample_0000.npy")
+    flip(last)
+    resumed = call("verify", large, "--resume", noted, "--json")
+    assert (resumed.code, resumed.json["resumed"]) == (1, 4096)
+    assert resumed.json["runs"][0]["outputs"] == 4196
+    assert troubles(resumed.json) == {"runs/sample_4195": "differs"}
+    assert not noted.exists()
+    anew = call("verify", large, "--resume", noted, "--json")
+    assert (anew.code, anew.json["resumed"]) == (1, 0)
+    assert troubles(anew.json) == {"runs/sample_0000": "differs", "runs/sample_4195": "differs"}
+
+
+def test_an_interrupted_one_says_so_and_waits_for_no_object(large: Path, tmp_path: Path) -> None:
+    os.truncate(large / "runs/sample_4195.npy", ENDLESS_BYTES)
+    noted = tmp_path / "noted"
+    with started("verify", large, "--resume", noted) as verifying:
+        until(lambda: noted.exists() and noted.read_bytes().count(b"\n") == 2, deadline_s=180)
+        verifying.send_signal(signal.SIGINT)
+        out, err = verifying.communicate(timeout=120)
+    assert (verifying.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    assert "interrupted" in err
+
+
+def test_an_object_that_cannot_be_read_is_one_problem_and_tried_again(
+    staging: Path, tmp_path: Path, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign_in(monkeypatch, s3_bucket.server)
+    dest, noted = f"{s3_bucket.url}/runs/1", tmp_path / "noted"
+    staged_run(staging, dest, 8)
+    assert call("upload", "--staging", staging).code == 0
+    with Proxy(s3_bucket.server) as proxy:
+        fault = proxy.on("GetObject", answer(403, "AccessDenied"), key="sample_0003.npy", times=None)
+        through = ("verify", dest, "--endpoint-url", proxy.endpoint, "--resume", noted, "--json")
+        told = call(*through)
+        assert fault.fired > 0
+        assert told.code == 1
+        assert troubles(told.json) == {"runs/sample_0003": "unreadable"}
+        fault.lift()
+        again = call(*through)
+    assert (again.code, again.json["resumed"]) == (0, 0)
+    assert not noted.exists()
+
+
+def test_a_file_that_is_not_its_own_is_left_alone(dest: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "thesis.txt"
+    precious.write_text("once upon a time\n")
+    answer = call("verify", dest, "--resume", precious)
+    assert answer.code == 2
+    assert "thesis.txt" in answer.err
+    assert precious.read_text() == "once upon a time\n"
+    assert call("verify", dest, "--resume", precious, "--quick").code == 2

@@ -93,7 +93,7 @@ class Producer:
 
 def by_handles(sink: Sink, plan: Plan, folder: Path, producers: int) -> None:
     make = ray.remote(Producer).options(num_cpus=0.5, resources={"producer": 1}, scheduling_strategy="SPREAD")
-    actors = [make.remote(sink.handle(), plan, folder) for _ in range(producers)]
+    actors: list[Any] = [make.remote(sink.handle(), plan, folder) for _ in range(producers)]
     shares = [list(range(n, plan.outputs, producers)) for n in range(producers)]
     done = [actor.produce.remote(share) for actor, share in zip(actors, shares, strict=True)]
     for some in ray.get(done):

@@ -13,7 +13,8 @@ import pytest
 
 from tests.cluster.network import Cable, Network
 from tests.cluster.patience import eventually
-from tests.cluster.pods import PROJECT, Pod
+from tests.cluster.pods import Pod
+from tests.faults.clusters import PROJECT
 from tests.faults.glusterfs import GlusterFS, glusterfs
 
 _SCRIPT = "import sys; from pathlib import Path; from tests.cluster.test_pods import show; show(Path(sys.argv[1]))"

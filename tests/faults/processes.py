@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -108,6 +108,17 @@ class Process:
             return state in "Tt" and "--- stopped by SIGSTOP ---" in self.log.read_text(errors="replace")
 
         until(stopped, deadline_s=deadline_s)
+
+    def wakes(self, deadline_s: float = 60) -> int:
+        """Let it go on after `stops`, and again: strace counts each thread's calls. Its exit status."""
+
+        def ended() -> bool:
+            with suppress(ProcessLookupError):
+                self.signal(signal.SIGCONT)
+            return self.inner.exitcode is not None
+
+        until(ended, deadline_s=deadline_s)
+        return self.wait()
 
     def wait(self, deadline_s: float = 60) -> int:
         """Its exit status; a negative one is the signal that ended it."""

@@ -1,4 +1,4 @@
-"""Where writers go, as a choice among nodes."""
+"""Where writers and uploaders go, as a choice among nodes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from ray_sink import WriterOptions
-from ray_sink.runtime.placement import Nodes, node_for_writer
+from ray_sink import UploadOptions, WriterOptions
+from ray_sink.runtime.placement import Nodes, for_uploader, node_for_writer
 
 
 def cluster(*workers: str, draining: str = "") -> Nodes:
@@ -37,3 +37,14 @@ def test_writers_that_ask_for_resources_or_labels_go_where_ray_finds_those() -> 
     nodes = cluster("a", "b")
     assert node_for_writer("a", WriterOptions(resources={"writer": 1}), nodes, Counter()) is None
     assert node_for_writer("a", WriterOptions(label_selector={"role": "writer"}), nodes, Counter()) is None
+
+
+@pytest.mark.parametrize("nodes", [cluster("a"), cluster()])
+def test_uploaders_go_where_their_label_is_and_nowhere_else(nodes: Nodes) -> None:
+    options = UploadOptions(label_selector={"role": "writer"})
+    assert for_uploader(options, nodes) == {"num_cpus": 0, "label_selector": {"role": "writer"}}
+
+
+def test_uploaders_without_a_label_keep_off_the_head_unless_it_is_alone() -> None:
+    assert for_uploader(UploadOptions(), cluster("a"))["label_selector"] == {"ray.io/node-id": "!head"}
+    assert for_uploader(UploadOptions(), cluster()) == {"num_cpus": 0}
