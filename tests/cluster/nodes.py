@@ -13,8 +13,9 @@ from typing import Self
 
 from tests.cluster.network import Network
 from tests.cluster.patience import eventually
-from tests.cluster.pods import PROJECT, Pod
+from tests.cluster.pods import Pod
 from tests.faults import gcs
+from tests.faults.clusters import PROJECT
 
 _PORT = 6379
 _STORE_BYTES = 100_000_000
