@@ -173,7 +173,8 @@ class Cluster:
 
     def log(self, pod: str) -> str:
         """What it has printed."""
-        return (self.folder / f"{pod}.log").read_text(errors="replace")
+        log = self.folder / f"{pod}.log"
+        return log.read_text(errors="replace") if log.exists() else ""
 
     def close(self) -> None:
         """End everything, and take the folder away."""
