@@ -125,6 +125,9 @@ class Cluster:
                 lines.append(
                     f"mount -t tmpfs -o size={n_bytes(volume['emptyDir']['sizeLimit'])} {mount['name']} {place}"
                 )
+        if pod.group and pod.mount("/dev/shm") is None:  # the operator's own
+            room = n_bytes(pod.container["resources"]["limits"]["memory"])
+            lines.append(f"mount -t tmpfs -o size={room} shm /dev/shm")
         if pod.container.get("securityContext", {}).get("readOnlyRootFilesystem"):
             lines += ["mount -o remount,bind,ro /", "mount -o remount,ro /mnt", "! touch /x /mnt/x 2>/dev/null"]
         environment = {
