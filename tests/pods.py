@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from seaweedfs import ServerProcess
@@ -47,6 +48,7 @@ wait
 # As kubelet does it: a container that fails is started again, and one that is to end gets a SIGTERM; asked for and told
 # by files.
 _LIFE = """
+until [ -e "$control/go" ]; do sleep 0.2; done
 ended=1
 until [ $ended = 0 ] || [ -e "$control/terminate" ]; do
     "$@" &
@@ -85,6 +87,7 @@ class Cluster:
         tools = all(shutil.which(tool) for tool in ("unshare", "ip"))
         needs("root, unshare and ip, for pods with namespaces of their own", os.geteuid() == 0 and tools)
         self.folder = folder
+        self._pods = pods
         self._auth = cluster.get("authOptions", {}).get("mode", "disabled")
         (folder / "claim").mkdir()
         environment(folder / "programs")
@@ -122,6 +125,9 @@ class Cluster:
                 lines.append(
                     f"mount -t tmpfs -o size={n_bytes(volume['emptyDir']['sizeLimit'])} {mount['name']} {place}"
                 )
+        if pod.group and pod.mount("/dev/shm") is None:  # the operator's own
+            room = n_bytes(pod.container["resources"]["limits"]["memory"])
+            lines.append(f"mount -t tmpfs -o size={room} shm /dev/shm")
         if pod.container.get("securityContext", {}).get("readOnlyRootFilesystem"):
             lines += ["mount -o remount,bind,ro /", "mount -o remount,ro /mnt", "! touch /x /mnt/x 2>/dev/null"]
         environment = {
@@ -147,6 +153,18 @@ class Cluster:
             ]
         )
 
+    def start(self, deadline_s: float) -> None:
+        """Start the pods as the operator does: the head, then the others, and a submitter when all are there."""
+        nodes = [pod.name for pod in self._pods if pod.group]
+        for names in (nodes[:1], nodes[1:], [pod.name for pod in self._pods if not pod.group]):
+            for name in names:
+                (self.folder / name / "go").touch()
+            for name in set(names) & set(nodes):
+                self._server.wait_until(partial(self._runs, name), deadline_s=deadline_s)
+
+    def _runs(self, pod: str) -> bool:
+        return "Ray runtime started" in self.log(pod)
+
     def ended(self, pod: str) -> int | None:
         """How a pod's container ended; None while it runs."""
         said = self.folder / pod / "ended"
@@ -158,7 +176,8 @@ class Cluster:
 
     def log(self, pod: str) -> str:
         """What it has printed."""
-        return (self.folder / f"{pod}.log").read_text(errors="replace")
+        log = self.folder / f"{pod}.log"
+        return log.read_text(errors="replace") if log.exists() else ""
 
     def close(self) -> None:
         """End everything, and take the folder away."""
@@ -180,22 +199,13 @@ def ray_start(pod: Pod) -> str:
     if labels := pod.group.get("labels"):
         options = {**options, "labels": ",".join(f"{name}={value}" for name, value in labels.items())}
     words = " ".join(f"--{name}={value}" for name, value in sorted(options.items()))
-    ready = (
-        ""
-        if pod.name == "head"
-        else f"until ray health-check --address {_HEAD}:6379 >/dev/null 2>&1; do sleep 1; done; "
-    )
-    return (
-        f"{ready}ulimit -n 65536 2>/dev/null; exec ray start {'--head ' if pod.name == 'head' else ''}--block {words}"
-    )
+    head = "--head " if pod.name == "head" else ""
+    return f"ulimit -n 65536 2>/dev/null; exec ray start {head}--block {words}"
 
 
-def ray_job_submit(entrypoint: str, nodes: int) -> str:
-    """The command of the operator's submitter, after all nodes are there, as the operator waits for them."""
-    address = f"http://{_HEAD}:8265"
-    alive = f"ray list nodes --address {address} 2>/dev/null | grep -c ALIVE"
-    submit = f"ray job submit --address {address} --submission-id try-1 -- {entrypoint}"
-    return f"until {alive} | grep -qx {nodes}; do sleep 1; done; {submit}"
+def ray_job_submit(entrypoint: str) -> str:
+    """The command of the operator's submitter."""
+    return f"ray job submit --address http://{_HEAD}:8265 --submission-id try-1 -- {entrypoint}"
 
 
 def finished(cluster: Cluster, pod: str, deadline_s: float) -> int:

@@ -46,9 +46,10 @@ def test_it_runs_to_its_end_and_every_pod_leaves_in_time(name: str, sealed: str)
             spec,
             bucket=bucket,
             identities=identities,
-            submit=ray_job_submit(smaller(job["spec"]["entrypoint"]), len(nodes)),
+            submit=ray_job_submit(smaller(job["spec"]["entrypoint"])),
         )
         with closing(cluster):
+            cluster.start(300)
             assert finished(cluster, "submitter", 1200) == 0, cluster.log("submitter")[-5000:]
             for pod in nodes:
                 assert "instead of /dev/shm" not in cluster.log(pod.name)
