@@ -24,6 +24,8 @@ KUBERAY = CONFIGS / "kuberay"
 FILES = sorted(path for path in KUBERAY.rglob("*.yaml") if path.name != "kustomization.yaml")
 BASES = ("full", "cluster")
 OVERLAYS = ("overlays/gke-filestore", "overlays/on-premises")
+GUARDED = (*BASES, *OVERLAYS)
+CLUSTERS = ("rayjob.yaml", *GUARDED)
 
 Document = dict[str, Any]
 
@@ -65,6 +67,12 @@ def load(name: str) -> list[Document]:
 
 def of_kind(documents: Sequence[Document], *kinds: str) -> list[Document]:
     return [document for document in documents if document["kind"] in kinds]
+
+
+def ray(documents: Sequence[Document]) -> Document:
+    """The one RayJob or RayCluster."""
+    (found,) = of_kind(documents, "RayJob", "RayCluster")
+    return found
 
 
 @dataclass(frozen=True)
