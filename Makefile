@@ -45,11 +45,16 @@ types: $(STAMP) ## mypy --strict
 unit: $(STAMP) ## the tests, in two processes; PYTEST_ARGS='-n0 -k journal' for some of them in one
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m 'not slow' --ignore tests/cluster -n 2 --dist loadgroup $(PYTEST_ARGS)
 
-slow: $(STAMP) ## what make test leaves out: the README's snippets, the demo twice, every process killed once
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m slow --ignore tests/faults $(PYTEST_ARGS)
+# These start clusters of many processes, or fetch what a container would.
+CLUSTERS := tests/cluster tests/test_entrypoints.py tests/test_slurm.py
+IMAGE := tests/test_cluster_configs.py::test_the_dockerfiles_install_steps_run_in_an_environment_that_has_nothing
 
-cluster: $(STAMP) ## several nodes that die, drain, are cut off and come back; as root, else what one machine can do without
-	FAULTS=all PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests/cluster \
+slow: $(STAMP) ## what make test leaves out: the README's snippets, the demo twice, every process killed once
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m slow --ignore tests/faults $(CLUSTERS:%=--ignore %) \
+		--deselect $(IMAGE) $(PYTEST_ARGS)
+
+cluster: $(STAMP) ## several nodes that die, drain, are cut off and come back, pods, Slurm; as root, else what can do without
+	FAULTS=all PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(CLUSTERS) $(IMAGE) \
 		$(if $(filter 0,$(shell id -u)),,tests/faults/test_cluster.py) $(PYTEST_ARGS)
 
 faults: $(STAMP) ## the whole fault suite: 5,000 schedules of the model, every case, SIGKILL, SIGSTOP, power cuts
