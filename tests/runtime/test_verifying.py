@@ -18,6 +18,7 @@ from tests import credentials
 from tests.cli.conftest import call
 from tests.cli.runs import sealed_run, staged_run
 from tests.servers import S3Bucket
+from tests.stores.conftest import sign_in
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -53,10 +54,11 @@ def test_a_folder_that_a_node_does_not_see_is_no_missing_output(tmp_path: Path) 
 
 
 def test_a_bucket_is_verified_by_the_cluster_with_the_nodes_own_credentials(
-    tmp_path: Path, s3_bucket: S3Bucket
+    tmp_path: Path, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (staging := tmp_path / "staging").mkdir()
     server = s3_bucket.server
+    sign_in(monkeypatch, server)  # this process alone; the cluster's have what is offered to them
     credentials.offer(server)
     dest = f"{s3_bucket.url}/runs/1"
     through = ("--endpoint-url", server.endpoint, "--region", server.region, "--credentials", credentials.FUNCTION)
