@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import ray
@@ -115,7 +116,7 @@ def _kind() -> Callable[[], Display]:
     from ray.data import DataContext
 
     context = DataContext.get_current()
-    if not context.enable_progress_bars:
+    if not context.enable_progress_bars or (context.use_ray_tqdm and find_spec("tqdm") is None):
         return _one_line
     # its rich bars own the terminal
     return Bar if context.use_ray_tqdm else _lines

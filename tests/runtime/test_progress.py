@@ -8,6 +8,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 import threading
 from pathlib import Path
 
@@ -120,6 +121,7 @@ for mode in ("handle", "off", "dataset"):
 def in_terminal(staging: Path) -> str:
     """All that a driver writes into a terminal of its own."""
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 250))  # bars have no room in a terminal without a size
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "250", "LINES": "40"}
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(staging)], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
