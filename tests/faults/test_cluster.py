@@ -51,23 +51,6 @@ def test_a_node_with_model_and_writer_is_lost(tmp_path: Path) -> None:
         run.finished(job)
 
 
-@pytest.mark.row(7)
-def test_every_node_is_drained_and_replaced_one_after_another(tmp_path: Path) -> None:
-    run = ClusterRun(tmp_path, Plan(outputs=400, elements=5_000), "--nodes", 2, "--actors", 2)
-    with run.start("--work-s", 0.3) as job, Reader(run.checker):
-        job.reaches(20)
-        old = job.pids("ray::WriterShell")
-        assert len(old) == 2
-        for turn in (1, 2):
-            job.tell("replace")
-            until(lambda turn=turn: len(job.said("replaced")) == turn, deadline_s=240)  # type: ignore[misc]
-            job.reaches(job.decided + 10)
-        now = job.pids("ray::WriterShell")
-        assert now
-        assert not {*old} & {*now}
-        run.finished(job)
-
-
 @pytest.mark.row(8)
 @pytest.mark.row(9)
 @pytest.mark.parametrize("what", ["driver", "gcs_server", "raylet"])
