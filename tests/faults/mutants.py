@@ -247,7 +247,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "rows that share a source are not told apart",
-        "runtime/coordinator.py",
+        "runtime/sources.py",
         "max((len(hashes) - len(np.unique(hashes)) for hashes in found), default=0)",
         "0",
         ROLLOUTS,
