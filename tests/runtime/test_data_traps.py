@@ -213,5 +213,5 @@ def test_two_stages_of_actors_may_have_all_cpus_between_them(sink: Sink, tmp_pat
 def test_a_pool_that_takes_all_cpus_leaves_one_to_what_reads_its_rows(sink: Sink, arguments: dict[str, Any]) -> None:
     """Without a sink Ray Data fuses the two, and the actors read for themselves."""
     key = f"all {arguments.get('num_cpus', 1)}/{{id}}"
-    made = within(120, lambda: sink.run(cases(16, 8), doubling(), key=key, concurrency=4, **arguments))
+    made = within(240, lambda: sink.run(cases(16, 8), doubling(), key=key, concurrency=4, **arguments))
     assert sorted(row["id"] for row in made.take_all()) == list(range(16))
