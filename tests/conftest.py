@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -27,6 +28,7 @@ os.environ |= {
     # Ray's processes take their environment from here; the uploader alone looks into this file.
     tests.credentials.VARIABLE: str(Path(tempfile.mkdtemp(prefix="rs-cred-")) / "s3.json"),
 }
+atexit.register(shutil.rmtree, Path(os.environ[tests.credentials.VARIABLE]).parent, ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks

@@ -12,6 +12,7 @@ in an environment variable only, for this process and its children: too wide for
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import weakref
 from collections.abc import Callable
@@ -80,6 +81,8 @@ class Watch(ExecutionCallback):
             if not found:
                 return
             self._operator = found[-1]
+            # an earlier dataset in a cycle of references still has its actors, and with them the CPUs
+            gc.collect()
             self._observe_ending(self._operator)
         except AttributeError as error:
             self._unknown = str(error)

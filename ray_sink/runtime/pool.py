@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -19,6 +21,9 @@ _log = logging.getLogger("ray_sink")
 
 CALLS: Final = 4
 """Calls of one actor that run at a time: one infers while others wait for their receipts."""
+
+_ENDING_S: Final = 10.0
+"""What actors may take to go after their dataset has ended, seconds."""
 
 
 def pool_arguments(arguments: Mapping[str, Any], context: DataContext) -> dict[str, Any]:
@@ -44,8 +49,8 @@ def leaving_room(pool: dict[str, Any], ds: Dataset) -> dict[str, Any]:
     """The pool's arguments, its actors' share of the CPUs made smaller if they would leave none to read their rows.
 
     Where Ray Data may fuse reading and model, the actors read for themselves, and such a pool runs; apart (see
-    `_apart`), reading would wait for ever for a CPU. The sizes of pools before it count too. A cluster that can still
-    grow is left to grow.
+    `_apart`), reading would wait for ever for a CPU. The sizes of pools before it count too, and what others on the
+    cluster have. A cluster that can still grow is left to grow.
     """
     before = list(_operators(ds._logical_plan.dag))
     if all(isinstance(operator, InputData) for operator in before):
@@ -54,14 +59,15 @@ def leaving_room(pool: dict[str, Any], ds: Dataset) -> dict[str, Any]:
     if cpus < 1 or cpus < _cpus_to_come():
         return pool
     pools = [o for o in before if isinstance(getattr(o, "compute", None), ActorPoolStrategy)]
-    room = max(0.0, cpus - 1 - sum(o.compute.min_size * _share(o.ray_remote_args) for o in pools))
+    others = 1 + sum(o.compute.min_size * _share(o.ray_remote_args) for o in pools)
     actors = pool["compute"].min_size
+    free = _free_cpus(min(cpus, others + actors * _share(pool)))
+    room = max(0.0, free - others)
     if actors * _share(pool) <= room:
         return pool
     share = math.floor(room / actors * 100) / 100
-    _log.warning(
-        "pool.cpus_reduced", extra={"actors": actors, "asked": _share(pool), "given": share, "cpus_of_cluster": cpus}
-    )
+    told = {"actors": actors, "asked": _share(pool), "given": share, "cpus_free": free}
+    _log.warning("pool.cpus_reduced", extra=told)
     return {**pool, "num_cpus": share}
 
 
@@ -75,6 +81,25 @@ def _share(arguments: Mapping[str, Any]) -> float:
     """CPUs of an actor, as Ray Data counts them: one, if nothing is said."""
     given = arguments.get("num_cpus")
     return 1 if given is None else float(given)
+
+
+def _free_cpus(wanted: float) -> float:
+    """CPUs that nobody has, once they are as many as wanted or it is clear that they will not be.
+
+    The actors of a dataset that has ended go when the last reference to them has gone, which may be in a cycle.
+    """
+    free = _available_cpus()
+    if free < wanted:
+        gc.collect()
+        deadline = time.monotonic() + _ENDING_S
+        while free < wanted and time.monotonic() < deadline:
+            time.sleep(0.2)
+            free = _available_cpus()
+    return free
+
+
+def _available_cpus() -> float:
+    return float(ray.available_resources().get("CPU", 0))
 
 
 def _cpus_to_come() -> float:

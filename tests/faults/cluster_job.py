@@ -31,6 +31,8 @@ from tests.faults.plan import Plan
 from tests.waiting import until
 
 _STORE_BYTES = 150 * 2**20
+_NOTICE_S = 60
+"""From the announcement that a node will go to its going, at most."""
 
 
 def say(**fact: object) -> None:
@@ -58,11 +60,23 @@ class Workers:
         self._made.remove_node(self._nodes.pop(), allow_graceful=False)
 
     def replace(self) -> None:
-        """A new one comes up, and the oldest is announced to go and goes."""
+        """A new one comes up, the oldest is announced to go, and is taken when nothing of the sink is there.
+
+        Ray Data's actors would stay for as long as they have work: a node that has some does not go by itself.
+        """
         self._nodes.append(self._another())
         old = self._nodes.pop(0)
-        gcs.drain(self._made.address, old.node_id, 5)
+        gcs.drain(self._made.address, old.node_id, _NOTICE_S)
+        until(lambda: not sinks_actors(old.node_id), deadline_s=_NOTICE_S)
+        self._made.remove_node(old, allow_graceful=False)
         until(lambda: old.node_id not in {n["NodeID"] for n in ray.nodes() if n["Alive"]}, deadline_s=120)
+
+
+def sinks_actors(node: str) -> list[str]:
+    """Those that live on a node, by class."""
+    found = ray._private.state.actors().values()
+    there = [a["ActorClassName"] for a in found if a["Address"]["NodeID"] == node and a["State"] == "ALIVE"]
+    return [name for name in there if name.endswith("Shell")]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
@@ -215,3 +217,35 @@ def test_a_pool_that_takes_all_cpus_leaves_one_to_what_reads_its_rows(sink: Sink
     key = f"all {arguments.get('num_cpus', 1)}/{{id}}"
     made = within(240, lambda: sink.run(cases(16, 8), doubling(), key=key, concurrency=4, **arguments))
     assert sorted(row["id"] for row in made.take_all()) == list(range(16))
+
+
+@ray.remote
+class Holder:
+    """Has what it was started with."""
+
+    def ready(self) -> None:
+        pass
+
+
+def test_a_pool_leaves_one_to_what_reads_its_rows_of_what_others_have_left(sink: Sink) -> None:
+    holder = Holder.options(num_cpus=1).remote()  # type: ignore[attr-defined]
+    ray.get(holder.ready.remote())
+    try:
+        made = within(240, lambda: sink.run(cases(16, 8), doubling(), key="beside/{id}", concurrency=4))
+        assert sorted(row["id"] for row in made.take_all()) == list(range(16))
+    finally:
+        ray.kill(holder)
+
+
+def test_actors_that_only_the_garbage_collector_can_end_keep_nobody_waiting(sink: Sink) -> None:
+    """As a dataset leaves them: it is a cycle of references, and Python may not look for those for hours."""
+    made = sink.map_batches(cases(16, 8), doubling(), key="garbage/{id}", concurrency=4)
+    gc.disable()
+    try:
+        cycle: list[Any] = [Holder.options(num_cpus=2).remote()]  # type: ignore[attr-defined]
+        ray.get(cycle[0].ready.remote())
+        cycle.append(cycle)
+        del cycle
+        assert len(within(240, made.take_all)) == 16
+    finally:
+        gc.enable()
