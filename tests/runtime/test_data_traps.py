@@ -242,7 +242,7 @@ def test_actors_that_only_the_garbage_collector_can_end_keep_nobody_waiting(sink
     made = sink.map_batches(cases(16, 8), doubling(), key="garbage/{id}", concurrency=4)
     gc.disable()
     try:
-        cycle: list[Any] = [Holder.options(num_cpus=2).remote()]  # type: ignore[attr-defined]
+        cycle: list[Any] = [Holder.options(num_cpus=1).remote()]  # type: ignore[attr-defined]
         ray.get(cycle[0].ready.remote())
         cycle.append(cycle)
         del cycle
