@@ -59,7 +59,7 @@ cluster: $(STAMP) ## several nodes that die, drain, are cut off and come back, p
 
 faults: $(STAMP) ## the whole fault suite: 5,000 schedules of the model, every case, SIGKILL, SIGSTOP, power cuts
 	FAULTS=all $(BIN)/python -m pytest tests/model -n 2
-	FAULTS=all PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+	FAULTS=all PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests/faults -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 mutants: $(STAMP) ## breaks the code in one place at a time: does the suite see it?
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.faults.mutants

@@ -89,19 +89,21 @@ class Connection:
         """Outputs accepted and neither acknowledged nor failed."""
         return self._lease.outputs
 
-    def flush(self) -> dict[str, Exception]:
-        """Wait until nothing is outstanding; returns what has failed since the last time, by key."""
+    def flush(self, timeout_s: float | None = None) -> dict[str, Exception]:
+        """Wait until nothing is outstanding, or the time is up; returns what has failed since the last time, by key."""
         began_s = perf_counter()
-        self._lease.wait_idle()
+        self._lease.wait_idle(timeout_s)
         self._meter.waited_for_receipts(perf_counter() - began_s)
         with self._lock:
             failed, self._unreported = self._unreported, {}
         return failed
 
-    def close(self) -> None:
-        """Say goodbye, behind the last `flush`."""
-        self._offload.close()
+    def close(self, *, complete: bool) -> None:
+        """Say goodbye, behind the last `flush`; not if that was not `complete`: the run must not be sealed then."""
         self._todo.put(None)
+        if not complete:
+            return
+        self._offload.close()
         if self._needs_goodbye:
             goodbye = self._coordinator.producer_closed
             ask(goodbye.remote(self._node, self._meter.measures(), self._failures))

@@ -33,7 +33,8 @@ class SinkHandle:
     """Writes outputs from any process of the cluster; picklable, and each copy is a producer of its own.
 
     When `write` or `write_batch` returns, the caller may overwrite its tensors. `close` (or the ``with`` block) flushes
-    and says goodbye; a producer that never did makes ``Sink.close()`` raise. Safe under several threads.
+    and says goodbye; a producer that never did makes ``Sink.close()`` raise. Leaving the block by an exception waits
+    for ``limits.drain_s`` at most, and says goodbye if all had their receipts by then. Safe under several threads.
     """
 
     def __init__(self, spec: RunSpec, coordinator: Any, *, needs_goodbye: bool = True) -> None:
@@ -55,11 +56,12 @@ class SinkHandle:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        if error is None:
             self.close()
+            return
+        try:
+            self._close(self._spec.limits.drain_s)
         except SinkError as own:
-            if error is None:
-                raise
             error.add_note(f"and closing the sink's handle raised {type(own).__name__}: {own}")
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -184,10 +186,11 @@ class SinkHandle:
             OutputsFailed: naming the outputs that failed since the last flush, unless ``Limits.max_failures`` lets the
                 run go on without them.
         """
-        connection = self._connection
-        if connection is None:
-            return
-        failed = connection.flush()
+        if self._connection is not None:
+            self._flush(self._connection, None)
+
+    def _flush(self, connection: Connection, timeout_s: float | None) -> None:
+        failed = connection.flush(timeout_s)
         if failed and not self.set_aside(failed):
             raise OutputsFailed.of({key: str(error) for key, error in failed.items()})
 
@@ -216,6 +219,9 @@ class SinkHandle:
         Raises:
             OutputsFailed: naming the outputs that failed since the last flush.
         """
+        self._close(None)
+
+    def _close(self, timeout_s: float | None) -> None:
         if self._closed:
             return
         self._closed = True
@@ -223,9 +229,15 @@ class SinkHandle:
         if connection is None:
             return
         try:
-            self.flush()
+            self._flush(connection, timeout_s)
         finally:
-            connection.close()
+            left = 0 if timeout_s is None else connection.outstanding
+            connection.close(complete=not left)
+        if left:
+            raise SinkError(
+                f"{left} output(s) had no receipt after limits.drain_s = {timeout_s:g} s: the run is not sealed. Run"
+                " the same script again: it resumes"
+            )
 
 
 def _make_handle(spec: RunSpec, coordinator: Any, needs_goodbye: bool) -> SinkHandle:

@@ -90,7 +90,7 @@ class Lease:
         with self._changed:
             return self._outputs
 
-    def wait_idle(self) -> None:
-        """Wait until no output is under way."""
+    def wait_idle(self, timeout_s: float | None = None) -> bool:
+        """Wait until no output is under way, or the time is up; whether none is."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._outputs)
+            return self._changed.wait_for(lambda: not self._outputs, timeout_s)

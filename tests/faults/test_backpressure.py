@@ -98,7 +98,7 @@ def test_while_the_store_is_away_staging_fills_producers_wait_and_then_all_drain
             producer.join(3)
             assert producer.is_alive(), "its next write does not return"
             assert len(tickets) == 5 + AT_ONCE
-            assert [ticket.done() for ticket in tickets] == [True] * 5 + [False] * AT_ONCE
+            assert [ticket.done() for ticket in tickets].count(True) == 5  # one batch may overtake another
             assert scale.now_bytes > 0.9 * MiB
             assert proxy.partitioned > 0 or kind == "refusing"
             proxy.heal()
@@ -145,3 +145,42 @@ def test_headers_of_small_outputs_have_their_room_too(ray_cluster: None, s3_buck
             assert not producer.is_alive()
         assert scale.most_bytes <= MiB
     assert len(sink.manifest) == 20 * 64 + 1
+
+
+@pytest.mark.row(36)
+def test_whoever_leaves_by_an_exception_while_staging_is_full_does_not_wait_for_the_store(
+    ray_cluster: None, s3_bucket: S3Bucket, tmp_path: Path
+) -> None:
+    credentials.offer(s3_bucket.server)
+    with Proxy(s3_bucket.server) as proxy:
+
+        def sink() -> Sink:
+            return Sink(
+                f"{s3_bucket.url}/runs",
+                staging=tmp_path,
+                run_id="left",
+                save_format=SaveFormat.NUMPY_NPY,
+                upload=UploadOptions(
+                    credentials=credentials.FUNCTION,
+                    storage_options={"endpoint_url": proxy.endpoint, "region": s3_bucket.server.region},
+                ),
+                limits=Limits(staging_bytes=MiB, inflight_outputs=AT_ONCE, drain_s=3, takeover_s=5),
+            )
+
+        def leave() -> None:
+            with sink() as first, first.handle() as handle:
+                handle.write("first", value(-1)).result(60)
+                until(lambda: first.status().uploaded == 1, deadline_s=60)
+                proxy.partition("refusing")
+                for number in range(5 + AT_ONCE):
+                    handle.write(f"out/{number:02d}", value(number))
+                until(lambda: first.status().staged == 5, deadline_s=60)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError) as left:
+            leave()
+        assert f"{AT_ONCE} output(s) had no receipt after limits.drain_s = 3 s" in "".join(left.value.__notes__)
+        proxy.heal()
+        with sink() as second, second.handle() as handle:
+            handle.write_batch([f"out/{n:02d}" for n in range(5 + AT_ONCE)], [value(n) for n in range(5 + AT_ONCE)])
+        assert sorted(second.manifest) == ["first", *(f"out/{number:02d}" for number in range(5 + AT_ONCE))]
