@@ -23,7 +23,8 @@ def test_every_node_is_drained_and_replaced_one_after_another(tmp_path: Path) ->
         assert len(old) == 2
         for turn in (1, 2):
             job.tell("replace")
-            until(lambda turn=turn: len(job.said("replaced")) == turn, deadline_s=240)  # type: ignore[misc]
+            until(lambda turn=turn: len(job.said("replaced")) == turn or not job.running, deadline_s=240)  # type: ignore[misc]
+            assert len(job.said("replaced")) == turn, (job.facts[-3:], job.complained()[-2000:])
             job.reaches(job.decided + 10)
         now = job.pids("ray::WriterShell")
         assert now

@@ -64,6 +64,7 @@ class Workers:
 
         Ray Data's actors would stay for as long as they have work: a node that has some does not go by itself.
         """
+        self._made._shutdown_at_exit = False  # a signal handler, which only the main thread may set
         self._nodes.append(self._another())
         old = self._nodes.pop(0)
         gcs.drain(self._made.address, old.node_id, _NOTICE_S)
