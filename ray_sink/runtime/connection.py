@@ -76,6 +76,7 @@ class Connection:
         self._load: dict[str, int] = {}
         self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._issued = 0
+        self._ending = False
         self._failures: dict[str, str] = {}
         self._unreported: dict[str, Exception] = {}
         self._writers: list[WriterInfo] = ask(coordinator.writers.remote(self._node))
@@ -99,10 +100,15 @@ class Connection:
         return failed
 
     def close(self, *, complete: bool) -> None:
-        """Say goodbye, behind the last `flush`; not if that was not `complete`: the run must not be sealed then."""
-        self._todo.put(None)
+        """Say goodbye, behind the last `flush`.
+
+        Not if that was not `complete`: the run must not be sealed then. What is outstanding is still seen to, for
+        whoever waits for its tickets, as long as this process lives.
+        """
         if not complete:
+            self._ending = True
             return
+        self._todo.put(None)
         self._offload.close()
         if self._needs_goodbye:
             goodbye = self._coordinator.producer_closed
@@ -275,6 +281,8 @@ class Connection:
             except queue.Empty:
                 if not ray.is_initialized():
                     return  # Ray was shut down under us, and a call would start it anew
+                if self._ending and not self.outstanding:
+                    return
                 self._report()
                 continue
             if job is None:

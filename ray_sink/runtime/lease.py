@@ -90,7 +90,7 @@ class Lease:
         with self._changed:
             return self._outputs
 
-    def wait_idle(self, timeout_s: float | None = None) -> bool:
-        """Wait until no output is under way, or the time is up; whether none is."""
+    def wait_idle(self, timeout_s: float | None = None) -> None:
+        """Wait until no output is under way, or the time is up."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._outputs, timeout_s)
+            self._changed.wait_for(lambda: not self._outputs, timeout_s)

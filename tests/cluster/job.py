@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from ray_sink import Limits, SaveFormat, Sink, WriterOptions
-from tests.faults.cluster_job import say, watch
+from tests.faults.cluster_job import followed, say
 from tests.faults.plan import Plan
 
 
@@ -117,7 +116,6 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = Plan(outputs=arguments.outputs, elements=arguments.elements)
     ray.init(arguments.address, log_to_driver=False)
-    over = threading.Event()
     sink = Sink(
         arguments.dest,
         staging=arguments.folder / "staging",
@@ -127,22 +125,8 @@ def main(argv: Sequence[str]) -> int:
         limits=Limits(takeover_s=10.0, drain_s=10.0),
         progress=False,
     )
-    say(began=1)
-    watcher = threading.Thread(target=watch, args=(sink, over), daemon=True)
-    watcher.start()
     work = by_dataset if arguments.work == "dataset" else by_handles
-    try:
-        with sink:
-            work(sink, plan, arguments.folder, arguments.producers)
-            over.set()
-            watcher.join()
-        say(sealed=sink.manifest.seal.outputs)
-    except Exception as error:  # noqa: BLE001 - said, and the exit status tells
-        say(error=[type(error).__name__, str(error)[:2000]])
-        return 1
-    finally:
-        over.set()
-    return 0
+    return followed(sink, lambda: work(sink, plan, arguments.folder, arguments.producers))
 
 
 if __name__ == "__main__":

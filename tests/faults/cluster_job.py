@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,26 @@ def watch(sink: Sink, over: threading.Event) -> None:
             say(decided=decided)
 
 
+def followed(sink: Sink, work: Callable[[], object]) -> int:
+    """Say how a run comes on and how it ends; the program's exit status."""
+    over = threading.Event()
+    say(began=1)
+    watcher = threading.Thread(target=watch, args=(sink, over), daemon=True)
+    watcher.start()
+    try:
+        with sink:
+            work()
+            over.set()
+            watcher.join()
+        say(sealed=sink.manifest.seal.outputs)
+    except Exception as error:  # noqa: BLE001 - said, and the exit status tells
+        say(error=[type(error).__name__, str(error)[:2000]])
+        return 1
+    finally:
+        over.set()
+    return 0
+
+
 def model_of(plan: Plan, handed_over: Path, work_s: float) -> Any:
     """Travels by value: the workers do not import the tests. `handed_over` gets a line before every call."""
 
@@ -193,7 +213,6 @@ def main(argv: Sequence[str]) -> int:
     add("--calls", type=Path, help="file that gets a line for each call of the model")
     arguments = parser.parse_args(argv)
     plan = Plan(outputs=arguments.outputs, elements=arguments.elements)
-    over = threading.Event()
     with cluster(arguments.nodes) as workers:
         if workers is not None:
             threading.Thread(target=obey, args=(workers,), daemon=True).start()
@@ -205,21 +224,8 @@ def main(argv: Sequence[str]) -> int:
             writers=WriterOptions(per_node=arguments.per_node),
             limits=Limits(takeover_s=3.0, drain_s=5.0),
         )
-        say(began=1)
-        watcher = threading.Thread(target=watch, args=(sink, over), daemon=True)
-        watcher.start()
-        try:
-            with sink:
-                (by_dataset if arguments.work == "dataset" else by_handle)(sink, plan, arguments)
-                over.set()
-                watcher.join()
-            say(sealed=sink.manifest.seal.outputs)
-        except Exception as error:  # noqa: BLE001 - said, and the exit status tells
-            say(error=[type(error).__name__, str(error)[:500]])
-            return 1
-        finally:
-            over.set()
-    return 0
+        work = by_dataset if arguments.work == "dataset" else by_handle
+        return followed(sink, lambda: work(sink, plan, arguments))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -220,6 +221,31 @@ def test_a_producer_that_never_said_goodbye_keeps_the_run_open(staging_run: Run)
     with staging_run.sink() as again, again.handle() as handle:
         assert handle.write("t/0", torch.zeros(1)).result(60).files[0].bytes > 1000
     assert len(staging_run.manifest()) == 5
+
+
+def test_a_producer_that_left_by_an_exception_with_outputs_under_way_keeps_the_run_open(staging_run: Run) -> None:
+    others = set(pids_of("WriterShell"))
+    sink = staging_run.sink(limits=Limits(takeover_s=5.0, drain_s=1.0))
+    tickets = []
+
+    def leave() -> None:
+        with sink.handle() as handle:
+            handle.write("a", field(1)).result(60)
+            for pid in set(pids_of("WriterShell")) - others:
+                os.kill(pid, signal.SIGSTOP)
+            tickets.append(handle.write("b", field(2)))
+            raise ZeroDivisionError
+
+    try:
+        with pytest.raises(ZeroDivisionError) as left:
+            leave()
+        assert "1 output(s) had no receipt" in "".join(left.value.__notes__)
+    finally:
+        for pid in set(pids_of("WriterShell")) - others:
+            os.kill(pid, signal.SIGCONT)
+    assert tickets[0].result(60).key == "b"
+    with pytest.raises(RunIncomplete, match="never closed its handle"):
+        sink.close()
 
 
 @pytest.mark.parametrize("run", ["s3"], indirect=True)
