@@ -19,16 +19,20 @@ from tests.servers import S3Bucket, S3Server
 # user's own configuration, credentials least of all, finds its way into a test.
 for _name in [name for name in os.environ if name.startswith(("AWS_", "RAY_"))]:
     del os.environ[_name]
+# The path of a unix socket holds 107 bytes and Ray's own part of it takes 70, so not below a long TMPDIR.
+_FOLDER = tempfile.mkdtemp(prefix="rs-", dir="/tmp")
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 os.environ |= {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     "AWS_EC2_METADATA_DISABLED": "true",
     "RAY_AUTH_MODE": "disabled",
+    # also where Ray notes which cluster a driver without an address joins: not one of another process's tests
+    "RAY_TMPDIR": _FOLDER,
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's processes take their environment from here; the uploader alone looks into this file.
-    tests.credentials.VARIABLE: str(Path(tempfile.mkdtemp(prefix="rs-cred-")) / "s3.json"),
+    tests.credentials.VARIABLE: str(Path(_FOLDER) / "s3.json"),
 }
-atexit.register(shutil.rmtree, Path(os.environ[tests.credentials.VARIABLE]).parent, ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks
@@ -66,19 +70,12 @@ def ray_cluster() -> Iterator[None]:
     """Ray on this machine, with four logical CPUs, for the whole session."""
     import ray
 
-    # The path of a unix socket holds 107 bytes and Ray's own part of it takes 70.
-    base = tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp"
-    folder = Path(tempfile.mkdtemp(prefix="rs-", dir=base))
     ray.init(
         address="local",
         num_cpus=4,
         object_store_memory=400 * 2**20,
         include_dashboard=False,
         log_to_driver=False,
-        _temp_dir=str(folder),
     )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    yield
+    ray.shutdown()

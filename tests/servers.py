@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import socket
 import tempfile
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,8 +128,9 @@ def prometheus(target: str) -> Iterator[str]:
         folder=folder,
     )
     try:
-        server.wait_until(lambda: listens(port), deadline_s=60)
-        yield f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{port}"
+        server.wait_until(lambda: answers(f"{url}/-/ready"), deadline_s=60)  # it listens before it answers queries
+        yield url
     finally:
         server.stop()
 
@@ -143,6 +145,14 @@ def or_skip(program: str, distribution: str) -> Iterator[None]:
             pytest.fail(f"CI must have every server: {error}")
         pytest.skip(str(error))
     yield
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:

@@ -25,7 +25,7 @@ import runpy, sys
 
 import ray
 
-ray.init(num_cpus=4, object_store_memory=2**28, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=4, object_store_memory=2**28, include_dashboard=False, log_to_driver=False)
 for page in sys.argv[1:]:
     print("page", page, flush=True)
     runpy.run_path(page, run_name="__main__")

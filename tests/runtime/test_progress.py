@@ -104,7 +104,7 @@ def model(batch):
     time.sleep(0.5)
     return {"id": batch["id"], "p": torch.zeros(len(batch["id"]), 4)}
 
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 ray.data.DataContext.get_current().enable_progress_bars = False
 for mode in ("handle", "off", "dataset"):
     print("begin", flush=True)
