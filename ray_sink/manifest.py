@@ -273,11 +273,12 @@ def to_parquet(receipts: Iterable[Receipt]) -> bytes:
     rest = iter(receipts)
     with pq.ParquetWriter(sink, schema(), compression="zstd") as writer:
         while chunk := list(islice(rest, _ROWS_A_GROUP)):
-            writer.write_table(pa.Table.from_pylist([_row_of(receipt) for receipt in chunk], schema=schema()))
+            writer.write_table(pa.Table.from_pylist([row_of(receipt) for receipt in chunk], schema=schema()))
     return bytes(sink.getvalue())
 
 
-def _row_of(receipt: Receipt) -> dict[str, Any]:
+def row_of(receipt: Receipt) -> dict[str, Any]:
+    """A receipt as a manifest row."""
     files = [{name: getattr(file, name) for name in _FILE_FIELDS} for file in receipt.files]
     return {**{name: getattr(receipt, name) for name in _FIELDS}, "files": files}
 
@@ -293,7 +294,7 @@ def from_parquet(data: bytes) -> Iterator[Receipt]:
 
 
 def receipt_from(row: dict[str, Any]) -> Receipt:
-    """A manifest row as a receipt."""
+    """The inverse of `row_of`."""
     return Receipt(
         key=row["key"],
         attempt=row["attempt"],

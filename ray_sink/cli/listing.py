@@ -123,18 +123,22 @@ def _run_row(seal: Seal) -> dict[str, Any]:
 
 
 def _print_outputs(head: dict[str, object], receipts: Iterator[Receipt], *, long_: bool, as_json: bool) -> None:
+    from ray_sink.manifest import row_of
+
     if as_json:
-        output.print_json_rows(head, "outputs", ({**asdict(r), "bytes": r.bytes} for r in receipts))
+        output.print_json_rows(head, "outputs", map(row_of, receipts))
         return
-    # a line each, as they come: a run may have millions
-    for receipt in receipts:
-        proof = receipt.verification or "-"
-        if not long_:
-            click.echo(f"{output.size(receipt.bytes):>10}  {receipt.state:<8}  {proof:<12}  {receipt.key}")
-            continue
-        for file in receipt.files:
-            where = file.uri or file.path
-            click.echo(f"{file.bytes:>12}  {receipt.state:<8}  {proof:<12}  {file.checksum or '-':<26}  {where}")
+    output.print_lines(line for receipt in receipts for line in _lines(receipt, long_=long_))
+
+
+def _lines(receipt: Receipt, *, long_: bool) -> Iterator[str]:
+    proof = receipt.verification or "-"
+    if not long_:
+        yield f"{output.size(receipt.bytes):>10}  {receipt.state:<8}  {proof:<12}  {receipt.key}"
+        return
+    for file in receipt.files:
+        where = file.uri or file.path
+        yield f"{file.bytes:>12}  {receipt.state:<8}  {proof:<12}  {file.checksum or '-':<26}  {where}"
 
 
 def _list_staging(root: Path, run_id: str | None, prefix: str, *, long_: bool, as_json: bool) -> None:

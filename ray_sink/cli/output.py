@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -52,14 +53,24 @@ def print_json(document: object) -> None:
     click.echo(json.dumps(document, default=_plain, ensure_ascii=False, indent=2))
 
 
+def print_lines(lines: Iterable[str]) -> None:
+    """Lines on standard output, many at a time: each write is flushed."""
+    rest = iter(lines)
+    while chunk := list(islice(rest, 1000)):
+        click.echo("\n".join(chunk))
+
+
 def print_json_rows(head: dict[str, object], name: str, rows: Iterable[object]) -> None:
     """`head` with one more list under `name`, whose items are printed as they come."""
     begin = json.dumps(head, default=_plain, ensure_ascii=False)[:-1]
     click.echo(f"{begin}{', ' if head else ''}{json.dumps(name)}: [", nl=False)
-    separator = "\n"
-    for row in rows:
-        click.echo(separator + json.dumps(row, default=_plain, ensure_ascii=False), nl=False)
-        separator = ",\n"
+    separators = chain(("\n",), repeat(",\n"))
+    texts = (
+        separator + json.dumps(row, default=_plain, ensure_ascii=False)
+        for separator, row in zip(separators, rows, strict=False)
+    )
+    while chunk := list(islice(texts, 1000)):
+        click.echo("".join(chunk), nl=False)
     click.echo("\n]}")
 
 
