@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from datetime import timedelta
 from itertools import chain, islice, repeat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress as Bar
 
-SHOWN_PROBLEMS = 20
+SHOWN_PROBLEMS: Final = 20
+_LINE_EVERY_S: Final = 30.0
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -80,11 +84,41 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+class Progress:
+    """Bytes that are done, on standard error: a bar in a terminal, else a line now and then, for a log. Thread-safe.
+
+    Args:
+        description: what is done with them.
+        bar: counts them, and shows itself where there is a terminal.
+        shown: where lines go.
+    """
+
+    def __init__(self, description: str, bar: Bar, shown: Console) -> None:
+        self._bar, self._shown = bar, shown
+        self._task = bar.add_task(description, total=None)
+        self._next_s = time.monotonic() + _LINE_EVERY_S  # short ones say nothing
+        self._lock = threading.Lock()
+
+    def update(self, *, total: int | None = None, completed: int | None = None, advance: int | None = None) -> None:
+        """Tell of bytes: all there are, those done so far, or some more done."""
+        self._bar.update(self._task, total=total, completed=completed, advance=advance)
+        with self._lock:
+            if self._shown.is_terminal or time.monotonic() < self._next_s:
+                return
+            self._next_s = time.monotonic() + _LINE_EVERY_S
+        (task,) = self._bar.tasks
+        of = f" of {size(int(task.total))}" if task.total is not None else ""
+        speed = f", {size(int(task.speed))}/s" if task.speed else ""
+        left = f", {timedelta(seconds=task.time_remaining)} left" if task.time_remaining else ""
+        self._shown.print(f"{task.description}: {size(int(task.completed))}{of}{speed}{left}")
+
+
 @contextmanager
-def progress(description: str, total_bytes: int | None) -> Iterator[tuple[Progress, Any]]:
-    """A progress bar on standard error, where that is a terminal; warnings of the library are shown above it."""
+def progress(description: str) -> Iterator[Progress]:
+    """Shows bytes that are done; warnings of the library are shown among it."""
     from rich.logging import RichHandler
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
 
     shown = console(stderr=True)
     handler = RichHandler(console=shown, show_path=False, level=logging.WARNING)
@@ -98,7 +132,7 @@ def progress(description: str, total_bytes: int | None) -> Iterator[tuple[Progre
         TimeRemainingColumn(),
     )
     try:
-        with Progress(*columns, console=shown, disable=not shown.is_terminal, transient=True) as bar:
-            yield bar, bar.add_task(description, total=total_bytes)
+        with Bar(*columns, console=shown, disable=not shown.is_terminal, transient=True) as bar:
+            yield Progress(description, bar, shown)
     finally:
         logger.removeHandler(handler)

@@ -91,8 +91,9 @@ def upload(
         click.echo(f"taking over run {name}: a dead owner is watched for up to {takeover_s:g} s", err=True)
         with recovery:
             before = recovery.status()
-            with output.progress("uploading", before.staged_bytes) as (bar, task):
-                done = recovery.upload(lambda so_far: bar.update(task, completed=so_far.bytes))
+            with output.progress("uploading") as shown:
+                shown.update(total=before.staged_bytes)
+                done = recovery.upload(lambda so_far: shown.update(completed=so_far.bytes))
             state = "not sealed"
             if recovery.may_be_sealed():
                 recovery.seal()

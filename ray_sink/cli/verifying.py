@@ -141,17 +141,17 @@ def _verify(
         raise RunError(f"{store.url} has no sealed run")
     listing = listing_of(store) if quick or extra else {}
     with ExitStack() as opened:
-        bar, task = opened.enter_context(output.progress("checking", None))
+        shown = opened.enter_context(output.progress("checking"))
 
         def advance(n_bytes: int) -> None:
-            bar.advance(task, n_bytes)
+            shown.update(advance=n_bytes)
 
         checks: Checks = ListingChecks(store.url, listing)
         if not quick:
             checks = opened.enter_context(reading.checks(advance))
         checking = Verification(store, checks, known=known, on_known=lambda verdict: advance(verdict.bytes))
         seals = {name: checking.seal(name) for name in names}
-        bar.update(task, total=sum(seal.total_bytes for seal in seals.values() if isinstance(seal, Seal)))
+        shown.update(total=sum(seal.total_bytes for seal in seals.values() if isinstance(seal, Seal)))
         verdicts = [
             checking.check(seal) if isinstance(seal, Seal) else RunVerdict(name, 0, 0, 0, (seal,))
             for name, seal in seals.items()

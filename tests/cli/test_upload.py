@@ -8,6 +8,7 @@ import pytest
 
 import ray_sink
 from ray_sink.catalogue import read_book
+from ray_sink.cli import output
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.manifest import Seal
 from tests.cli.conftest import call, run
@@ -229,3 +230,19 @@ def test_a_destination_that_cannot_be_reached_leaves_everything_staged(
     assert len(outputs_in(staging)) == 2
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in answer.err
     assert json.loads(call("upload", "--staging", staging, "--json").out)["state"] == "sealed"
+
+
+def test_where_there_is_no_terminal_lines_tell_how_far_it_is(
+    staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dest = tmp_path / "dest"
+    staged_run(staging, str(dest), 8)
+    monkeypatch.setattr(output, "_LINE_EVERY_S", 0.0)
+    uploaded = call("upload", "--staging", staging, "--json")
+    every = output.size(uploaded.json["uploaded_bytes"])
+    assert f"uploading: {every} of {every}" in uploaded.err
+    checked = call("verify", dest)
+    assert f"checking: 0 bytes of {every}\n" in checked.err
+    assert f"checking: {every} of {every}" in checked.err
+    monkeypatch.undo()
+    assert call("verify", dest).err == "", "short ones say nothing"
