@@ -43,7 +43,7 @@ types: $(STAMP) ## mypy --strict
 	$(BIN)/python -m mypy $(CODE)
 
 unit: $(STAMP) ## the tests, in two processes; PYTEST_ARGS='-n0 -k journal' for some of them in one
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m 'not slow' --ignore tests/cluster -n 2 --dist loadgroup $(PYTEST_ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m 'not slow' --ignore tests/cluster -n 2 --dist loadgroup --durations 30 $(PYTEST_ARGS)
 
 # These start clusters of many processes, or fetch what a container would.
 CLUSTERS := tests/cluster tests/test_entrypoints.py tests/test_slurm.py

@@ -19,6 +19,7 @@ from tests.faults.clusters import PROJECT
 
 SHARED = Path("/tmp/shared")
 """Where every pod has the shared filesystem: in a /tmp that is its own."""
+_OWN = {"TMPDIR": "/tmp", "HOME": "/tmp", "RAY_TMPDIR": "/tmp"}
 _MARK = "RS_POD"
 
 # The first process of the pod's own pid namespace: when it ends, the kernel ends all that is in there. In "$own" is
@@ -72,12 +73,12 @@ class Pod:
         (own / SHARED.name).mkdir(parents=True)
         (own / "client.vol").write_text(volume)
         own.chmod(0o1777)
-        settings = {**env, "TMPDIR": "/tmp", "HOME": "/tmp", _MARK: self._mark}
+        settings = {**env, **_OWN, _MARK: self._mark}
         self._process = ServerProcess(
             [
                 *("ip", "netns", "exec", cable.namespace),
                 *("unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"),
-                *("env", *(f"{key}={value}" for key, value in settings.items())),
+                *_env(settings),
                 *("bash", "-c", _INIT, "pod", str(own), name, str(shm_bytes), str(PROJECT)),
                 *(str(path) for path in _needed_of_tmp()),
                 *("--", *command),
@@ -120,7 +121,7 @@ class Pod:
 
     def entering(self) -> list[str]:
         """In front of a command, it runs in this pod."""
-        return ["nsenter", "-t", str(self.first), "-m", "-u", "-i", "-n", "-p", "-w", "env", "TMPDIR=/tmp", "HOME=/tmp"]
+        return ["nsenter", "-t", str(self.first), "-m", "-u", "-i", "-n", "-p", "-w", *_env(_OWN)]
 
     def signal(self, name: str, number: int) -> None:
         for pid in self.pids(name):
@@ -150,6 +151,10 @@ class Pod:
         self._process.stop()
         eventually(lambda: self.gone, deadline_s=60)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _env(settings: Mapping[str, str]) -> list[str]:
+    return ["env", *(f"{name}={value}" for name, value in settings.items())]
 
 
 def _needed_of_tmp() -> list[Path]:
