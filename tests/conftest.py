@@ -21,6 +21,7 @@ for _name in [name for name in os.environ if name.startswith(("AWS_", "RAY_"))]:
     del os.environ[_name]
 # The path of a unix socket holds 107 bytes and Ray's own part of it takes 70, so not below a long TMPDIR.
 _FOLDER = tempfile.mkdtemp(prefix="rs-", dir="/tmp")
+(Path(_FOLDER) / "ray").mkdir()  # cluster_utils.Cluster notes its address there, and takes it for granted
 atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 os.environ |= {
     "AWS_CONFIG_FILE": os.devnull,

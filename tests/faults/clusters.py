@@ -76,7 +76,7 @@ class ClusterJob:
     def reaches(self, decided: int, deadline_s: float = 240) -> None:
         """Return when so many keys are decided."""
         until(lambda: self.decided >= decided or not self.running, deadline_s=deadline_s)
-        assert self.decided >= decided, f"it ended before: {self.facts[-3:]}"
+        assert self.decided >= decided, f"it ended before: {self.facts[-3:]} {self.complained()[-3000:]}"
 
     def tell(self, line: str) -> None:
         assert self._process.stdin is not None

@@ -24,7 +24,7 @@ def sleep_after(run: Run, call: Call, *, wakes_late: bool) -> bool:
         sleeper = run.start("--takeover-s", 60, **at_call(call, "signal=SIGSTOP", run))
         try:
             sleeper.stops()
-        except (FileNotFoundError, TimeoutError):
+        except (FileNotFoundError, ProcessLookupError, TimeoutError):  # it ended, or never came to that call
             assert sleeper.wait() == 0
             return False
         successor = run.start("--takeover-s", 0.2, "--nonce", "y")
