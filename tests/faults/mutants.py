@@ -50,7 +50,13 @@ class Mutant:
 
 
 MUTANTS: Final = (
-    Mutant("a staged file is not fsynced", "staging.py", "                file.sync()\n", "", POWER),
+    Mutant(
+        "a staged file is not fsynced",
+        "staging.py",
+        "            write(append)\n            file.sync()\n",
+        "            write(append)\n",
+        POWER,
+    ),
     Mutant(
         "the temps' folder is not fsynced before the decision",
         "staging.py",
@@ -68,9 +74,9 @@ MUTANTS: Final = (
     Mutant(
         "an fsync that failed is tried again on the same file",
         "staging.py",
-        "                file.sync()\n",
-        "                try:\n                    file.sync()\n"
-        "                except OSError:\n                    file.sync()\n",
+        "            write(append)\n            file.sync()\n",
+        "            write(append)\n            try:\n                file.sync()\n"
+        "            except OSError:\n                file.sync()\n",
         DISK,
     ),
     Mutant(
