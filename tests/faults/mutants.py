@@ -80,6 +80,13 @@ MUTANTS: Final = (
         DISK,
     ),
     Mutant(
+        "a temp that is given back is not fsynced",
+        "staging.py",
+        "                file.write(data)\n                file.sync()\n",
+        "                file.write(data)\n",
+        MODEL,
+    ),
+    Mutant(
         "a decision is answered before it is durable",
         "journal.py",
         "        self._file.sync()\n        self._broken",
