@@ -67,11 +67,14 @@ def find_sealed(store: SmallObjects, seal: Seal, prefix: str) -> Iterator[Receip
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    for file in seal.manifest:
-        # keys are in order: row groups that hold none of these are not decoded
-        near = [("key", ">=", prefix), ("key", "<=", prefix + "\U0010ffff")]
-        table = pq.read_table(pa.BufferReader(sealed_bytes(store, file)), filters=near)
-        yield from map(receipt_from, table.filter(pc.starts_with(table["key"], prefix)).to_pylist())
+    for manifest in seal.manifest:
+        file = pq.ParquetFile(pa.BufferReader(sealed_bytes(store, manifest)))
+        for number in range(file.num_row_groups):
+            keys = file.metadata.row_group(number).column(0).statistics
+            # in order, so that most groups need not be decoded; what would see to that itself imports pandas
+            if keys is None or not keys.has_min_max or (keys.min <= prefix + "\U0010ffff" and prefix <= keys.max):
+                table = file.read_row_group(number)
+                yield from map(receipt_from, table.filter(pc.starts_with(table["key"], prefix)).to_pylist())
 
 
 def sealed_bytes(store: SmallObjects, file: ManifestFile) -> bytes:

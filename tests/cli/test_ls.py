@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from ray_sink import manifest
 from tests.cli.conftest import call, run, started
 from tests.cli.runs import bytes_of, sealed_run, staged_run
 
@@ -88,7 +91,10 @@ def test_whoever_has_read_enough_may_close_the_pipe(tmp_path: Path) -> None:
         assert listing.wait(60) == 1
 
 
-def test_a_prefix_finds_the_same_by_the_journal_and_by_the_manifest(staging: Path, tmp_path: Path) -> None:
+def test_a_prefix_finds_the_same_by_the_journal_and_by_the_manifest(
+    staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "_ROWS_A_GROUP", 5)
     dest = tmp_path / "dest"
     sealed(staging, dest, "run-1", 12)
     for where in (("--staging", staging), (dest,)):
@@ -97,4 +103,5 @@ def test_a_prefix_finds_the_same_by_the_journal_and_by_the_manifest(staging: Pat
             ("runs/sample_0010", "uploaded"),
             ("runs/sample_0011", "uploaded"),
         ]
+        assert len(call("ls", *where, "--prefix", "runs/sample_00", "--json").json["outputs"]) == 12
         assert call("ls", *where, "--prefix", "none", "--json").json["outputs"] == []
