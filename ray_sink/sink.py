@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ray_sink.config import Ack, DictMode, Limits, OnConflict, SaveFormat, UploadOptions, WriterOptions
 from ray_sink.display import show_report
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ray_sink.runtime.handle import SinkHandle
 
 _log = logging.getLogger("ray_sink")
+_LETTING_GO_S: Final = 10.0
 
 
 class Sink:
@@ -396,14 +397,21 @@ class Sink:
         where = staging.set_aside(f"{made.epoch:06d}.json", note)
         _log.warning("run.partial", extra={"run_id": self.run_id, "failures": len(made.failures), "named": str(where)})
 
-    def _stop(self, *, sweep: bool) -> None:
-        """End the actors and let go of the run; whatever happens, all of it is tried."""
+    def _stop(self, *, sweep: bool, hurried: bool = False) -> None:
+        """End the actors and let go of the run; whatever happens, all of it is tried.
+
+        Args:
+            sweep: remove what is left of this life.
+            hurried: somebody waits for this process to end: a run that is not soon let go of is left to be taken over.
+        """
         self._closed = True
         steps: list[Callable[[], None]] = []
         if self._actors is not None:
             steps.append(partial(self._actors.stop, sweep=sweep))
         if self._claim is not None:
-            patience, release = Patience(self._limits.storage_wait_s), self._claim.release
+            wait_s = self._limits.storage_wait_s
+            patience = Patience(min(wait_s, _LETTING_GO_S) if hurried else wait_s)
+            release = self._claim.release
             steps.append(partial(patience.within, "releasing the run", lambda tick: release()))
         if self._destination is not None:
             steps.append(self._destination.stop)
@@ -427,7 +435,7 @@ class Sink:
             except SinkError as own:
                 error.add_note(f"and draining the sink raised {type(own).__name__}: {own}")
             finally:
-                self._stop(sweep=False)
+                self._stop(sweep=False, hurried=True)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
