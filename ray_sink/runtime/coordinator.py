@@ -421,20 +421,24 @@ class Coordinator:
         return await self._on_ledger(lambda: list(self._book().receipts()))
 
     async def stop(self, sweep: bool) -> None:
-        """End this life in good order; `sweep` removes the temps of attempts that nobody will finish.
+        """End this life in good order; `sweep`: the run is sealed, and nothing is to stay of it in the staging folder.
 
         Raises:
-            StagingError: they could not be removed. Nothing is lost by it.
+            StagingError: something could not be removed. Nothing is lost by it.
         """
         self._closing = True
         await self._notify()
         if self._ledger is not None:
             await self._on_ledger(self._ledger.close)
             if sweep:
-                await self._on_ledger(self._sweep, self._ledger.term)
+                await self._on_ledger(self._sweep, self._ledger)
 
-    def _sweep(self, term: str) -> None:
+    def _sweep(self, ledger: Ledger) -> None:
         try:
-            self._staging.sweep(term, finished=True)
+            if self._frees_staging():
+                # whoever was told to free them may be gone, or may not have heard of it
+                for uploader in range(self._spec.upload.uploaders):
+                    self._staging.free(ledger.unfreed(uploader))
+            self._staging.sweep(ledger.term, finished=True)
         except OSError as error:
-            raise StagingError(f"temps stay below {self._spec.info.staging} until the next run: {error}") from error
+            raise StagingError(f"not all could be removed below {self._spec.info.staging}: {error}") from error

@@ -105,7 +105,7 @@ class Checker:
         seal = self.sealed()
         assert seal is not None, "the run is not sealed"
         if self.dest is not self.staging:
-            assert outputs_in(self.staging) == {}, "staged files were not freed"
+            assert not (staged := sorted(outputs_in(self.staging))), f"staged files were not freed: {staged}"
         places = [self.staging] if self.dest is self.staging else [self.staging, self.dest]
         left = [n for place in places for n in place.names() if n.startswith(f"{RESERVED}/") and not _OURS.fullmatch(n)]
         assert left == [], f"I4: {left}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ray_sink.runtime.pool import CALLS
 from tests.faults.clusters import ClusterJob, ClusterRun
 from tests.faults.invariants import Reader
 from tests.faults.plan import Plan
@@ -97,15 +98,17 @@ def test_replies_of_actor_calls_are_lost(tmp_path: Path) -> None:
 
 @pytest.mark.row(43)
 def test_a_dataset_that_ends_while_writes_wait_loses_nothing(tmp_path: Path) -> None:
-    run = ClusterRun(tmp_path, Plan(outputs=40, elements=20_000))
-    with run.start("--work-s", 0.01, env=SOON) as job:
-        job.reaches(30)
+    """As many calls of the model as run at a time, and no more: all of them wait for their receipts at the end."""
+    run = ClusterRun(tmp_path, Plan(outputs=2 * CALLS, elements=20_000))
+    with run.start("--work-s", 0.5, env=SOON) as job:
+        job.reaches(2)
         writers = job.pids("ray::WriterShell")
         for pid in writers:
             os.kill(pid, signal.SIGSTOP)
-        until(lambda: run.calls >= 19, deadline_s=60)
+        until(lambda: run.calls == CALLS, deadline_s=60)
         threading.Event().wait(5)  # more than Ray waits for an actor that it lets go
         assert job.running
+        assert job.decided < 2 * CALLS
         for pid in writers:
             os.kill(pid, signal.SIGCONT)
         run.finished(job)

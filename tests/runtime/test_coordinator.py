@@ -11,19 +11,21 @@ import pytest
 
 from ray_sink import Limits, SaveFormat, UploadOptions, WriterOptions
 from ray_sink.errors import StagingError
+from ray_sink.filesystem import PosixFilesystem
 from ray_sink.keys import hash_keys
 from ray_sink.ledger import LedgerOptions
-from ray_sink.records import RunInfo
+from ray_sink.measures import UploaderMeasures
+from ray_sink.records import Proposal, RunInfo, UploadOutcome, Verification
 from ray_sink.runtime.coordinator import Coordinator
 from ray_sink.runtime.lease import Lease
 from ray_sink.runtime.messages import RunSpec
+from ray_sink.staging import Staging
 
 
-@pytest.fixture
-def coordinator(tmp_path: Path) -> Coordinator:
+def made(tmp_path: Path, dest: str | None = None, *, keep_staged: bool = False) -> Coordinator:
     info = RunInfo(
         run_id="run",
-        dest=None,
+        dest=dest,
         staging=str(tmp_path),
         save_format=SaveFormat.PYTORCH_PT,
         dict_mode="single",
@@ -35,10 +37,15 @@ def coordinator(tmp_path: Path) -> Coordinator:
         format=SaveFormat.PYTORCH_PT,
         ack="staged",
         writers=WriterOptions(),
-        upload=UploadOptions(),
+        upload=UploadOptions(keep_staged=keep_staged),
         limits=Limits(),
     )
     return Coordinator(spec, LedgerOptions(), {})
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Coordinator:
+    return made(tmp_path)
 
 
 def fail(*_: object, **__: object) -> NoReturn:
@@ -66,6 +73,32 @@ def test_temps_that_cannot_be_swept_are_said_and_end_nothing(
     monkeypatch.setattr(coordinator._staging, "sweep", refuse)
     with pytest.raises(StagingError, match="not yours"):
         asyncio.run(coordinator.stop(True))
+
+
+@pytest.mark.parametrize("keep_staged", [False, True])
+def test_what_an_uploader_was_told_to_free_and_did_not_is_gone_when_the_run_is_sealed(
+    tmp_path: Path, keep_staged: bool
+) -> None:
+    coordinator = made(tmp_path, "memory://bucket", keep_staged=keep_staged)
+    staging = Staging(PosixFilesystem(), tmp_path, "run")
+
+    async def run() -> None:
+        term = await coordinator.ready()
+        temp = staging.stage(term, "attempt.0", "key.pt", [b"value"])
+        proposal = Proposal("key", "attempt", (temp,))
+        (decision,) = await coordinator.decide([proposal])
+        assert decision.winner == proposal
+        staging.publish([proposal])
+        await coordinator.published([("key", "attempt")])
+        tasks = await coordinator.take_uploads(0, frozenset(), 10, 2**20)
+        assert tasks is not None
+        outcomes = [UploadOutcome(task.key, task.attempt, verification=Verification.VERIFIED) for task in tasks]
+        await coordinator.uploaded(outcomes, UploaderMeasures())  # the answer never comes to anybody
+        assert (tmp_path / "key.pt").exists()
+        await coordinator.stop(True)
+
+    asyncio.run(run())
+    assert (tmp_path / "key.pt").exists() is keep_staged
 
 
 @pytest.mark.parametrize("shared", [False, True])
