@@ -45,7 +45,12 @@ def test_every_metric_of_a_run_is_read_back_from_prometheus(folder_run: Run, pro
         with sink.handle() as handle:
             for ticket in handle.write_batch([f"k{n}" for n in range(outputs)], torch.zeros(outputs, 32, 32)):
                 ticket.result(60)
-        until(lambda: value("sink_upload_seconds_count") == outputs, deadline_s=90)
+        try:
+            until(lambda: value("sink_upload_seconds_count") == outputs, deadline_s=90)
+        except TimeoutError as error:
+            names = ("sink_upload_seconds_count", "sink_encode_seconds_count", "sink_outputs_total", "sink_failures")
+            error.add_note(f"Prometheus has { ({name: value(name) for name in names}) }")
+            raise
         assert value("sink_outputs_total") == outputs
         assert value("sink_staged_bytes_total") == outputs * size
         uploaded = value("sink_uploaded_bytes_total")
