@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("ray_sink")
 _LETTING_GO_S: Final = 10.0
+"""How long letting go of a run may take where an exception is on its way out."""
 
 
 class Sink:

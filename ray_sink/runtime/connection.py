@@ -105,11 +105,11 @@ class Connection:
         Not if that was not `complete`: the run must not be sealed then. What is outstanding is still seen to, for
         whoever waits for its tickets, as long as this process lives.
         """
+        self._offload.close()
         if not complete:
             self._ending = True
             return
         self._todo.put(None)
-        self._offload.close()
         if self._needs_goodbye:
             goodbye = self._coordinator.producer_closed
             ask(goodbye.remote(self._node, self._meter.measures(), self._failures))
