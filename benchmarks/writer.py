@@ -54,7 +54,7 @@ class Landing:
             self.staging,
             _TERM,
             decide=_yes,
-            published=lambda done: None,
+            published=lambda done: [],
             locate=lambda keys: [],
             temp_dir=temp_dir,
             patience=Patience(60.0),

@@ -150,13 +150,23 @@ class Ledger:
 
     # -- after the decision ------------------------------------------------------------------------------------------
 
-    def published(self, attempts: Iterable[tuple[str, str]]) -> None:
-        """Note that decided attempts, as (key, attempt), are under their final names, durably."""
+    def published(self, attempts: Iterable[tuple[str, str]]) -> list[FileRecord]:
+        """Note that decided attempts, as (key, attempt), are under their final names, durably.
+
+        Returns:
+            Files of theirs that are uploaded already, and may have been freed before they got their names once more:
+            to be freed.
+        """
+        late: list[FileRecord] = []
         for key, attempt in attempts:
             entry = self._book.entries.get(key)
-            if entry is None or entry.proposal.attempt != attempt or entry.uploaded or entry.published:
+            if entry is None or entry.proposal.attempt != attempt or entry.published:
                 continue
-            self._note_published(entry)
+            if entry.uploaded is None:
+                self._note_published(entry)
+            elif not self._options.keep_staged:
+                late += self._files([entry.number])
+        return late
 
     def _note_published(self, entry: Entry) -> None:
         self._book.entries.publish(entry.number)

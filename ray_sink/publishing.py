@@ -21,7 +21,7 @@ from ray_sink.config import GiB
 from ray_sink.errors import ConfigError, SinkError, StagingError
 from ray_sink.filesystem import Append, Buffer
 from ray_sink.patience import Patience, Tick, is_silence
-from ray_sink.records import Decision, Proposal, Receipt, State, TempFile, receipt_of
+from ray_sink.records import Decision, FileRecord, Proposal, Receipt, State, TempFile, receipt_of
 from ray_sink.staging import Staging
 from ray_sink.temps import LocalTemps, chunks_of_temp
 
@@ -216,7 +216,8 @@ class DecidedPublishing:
         staging: the run's staging folder.
         term: the term of the ledger that is asked.
         decide: asks the ledger; one decision for each proposal, in order. It may raise SinkError.
-        published: tells the ledger which (key, attempt) have their final names, durably. It may raise SinkError.
+        published: tells the ledger which (key, attempt) have their final names, durably; returns files of those that
+            others have uploaded and freed meanwhile, which are to be freed again. It may raise SinkError.
         locate: asks the ledger for the receipts of decided keys whose files were found under neither name, because
             others published, uploaded and freed them meanwhile; in order. It may raise SinkError.
         patience: with disks that are full, broken or silent.
@@ -231,7 +232,7 @@ class DecidedPublishing:
         term: str,
         *,
         decide: Callable[[Sequence[Proposal]], Sequence[Decision]],
-        published: Callable[[Sequence[tuple[str, str]]], None],
+        published: Callable[[Sequence[tuple[str, str]]], Sequence[FileRecord]],
         locate: Callable[[Sequence[str]], Sequence[Receipt | SinkError]],
         patience: Patience,
         temp_dir: str | os.PathLike[str] | None = None,
@@ -329,7 +330,7 @@ class DecidedPublishing:
         done = [winner for key, winner in left.items() if key not in outcomes and key not in vanished]
         if done:
             try:
-                self._published([(winner.key, winner.attempt) for winner in done])
+                self._free(self._published([(winner.key, winner.attempt) for winner in done]))
             except SinkError as error:
                 outcomes.update({winner.key: about(winner.key, error) for winner in done})
             else:
@@ -341,6 +342,12 @@ class DecidedPublishing:
             except SinkError as error:
                 outcomes.update({key: about(key, error) for key in vanished})
         return {key: about(key, out) if isinstance(out, SinkError) else out for key, out in outcomes.items()}
+
+    def _free(self, files: Sequence[FileRecord]) -> None:
+        if files:
+            # they are uploaded: what stays of them takes room, and no more
+            with suppress(OSError, StagingError):
+                self._patience.within("freeing", lambda tick: self._staging.free(files))
 
     def _publish(self, winners: Sequence[Proposal], failed: dict[str, Receipt | SinkError]) -> list[str]:
         """Publish, put what failed into `failed`, and return the keys that vanished."""

@@ -22,6 +22,8 @@ from ray_sink.probes import is_probe
 from ray_sink.records import FileRecord, Proposal, TempFile
 from ray_sink.terms import Terms
 
+_ROUNDS = 100
+
 
 class Staging:
     """One run's part of the staging folder. Knows nothing of what is decided; does as the ledger says.
@@ -137,7 +139,6 @@ class Staging:
                             vanished.append(proposal.key)
                             continue
                         self._make_parent(target)
-                    # an adopted file's publisher may have died before its fsync of the folder
                     named.append(temp)
             self._sync({(self.root / temp.file.path).parent for temp in named})
         except OSError as error:
@@ -194,8 +195,8 @@ class Staging:
         """After a failed rename, look at both names (NFS may have renamed and reported an error).
 
         Returns:
-            Whether the file is published; False when there is none under either name, or when the temps' folder is
-            gone: this life is fenced then, and what has the name may be the next one's.
+            Whether the file has its final name, from us; False when there is none under either name, or when the
+            temps' folder is gone: this life is fenced then, and what has the name may be the next one's.
         """
         if self.fs.size(source) is not None:
             self._made.discard(target.parent)
@@ -213,7 +214,29 @@ class Staging:
                 f"{target} holds {size} bytes where {file.bytes} were decided: something else writes into the"
                 " staging folder"
             ) from error
-        return size is not None and self.fs.has_dir(source.parent)
+        return size is not None and self._name_anew(source, target)
+
+    def _name_anew(self, source: Path, target: Path) -> bool:
+        """Give again a name that somebody else has given.
+
+        Its folder's sync may have failed him, and he has not come to do anything about it: ours would say yes, and
+        prove nothing about a name that is not ours.
+
+        Returns:
+            False when the file is freed, or the temps' folder is gone.
+        """
+        for _ in range(_ROUNDS):
+            try:
+                self.fs.rename(target, source)
+            except FileNotFoundError:
+                if self.fs.size(source) is None:
+                    return False
+            try:
+                self.fs.rename(source, target)
+            except FileNotFoundError:
+                continue  # somebody else has just given it
+            return True
+        raise StagingError(f"{target} never stays: others publish it again and again")
 
     def _make_parent(self, target: Path) -> None:
         if target.parent not in self._made:

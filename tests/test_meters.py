@@ -58,9 +58,9 @@ def test_each_stage_of_a_batch_has_its_own_time(tmp_path: Path, beside: bool) ->
         clock.now_s += DECIDE_S
         return ledger.decide(proposals)
 
-    def published(attempts: Sequence[tuple[str, str]]) -> None:
+    def published(attempts: Sequence[tuple[str, str]]) -> Sequence[FileRecord]:
         clock.now_s += PUBLISH_S
-        ledger.published(attempts)
+        return ledger.published(attempts)
 
     publishing = DecidedPublishing(
         Staging(SlowFilesystem(clock), root, "run"),

@@ -6,7 +6,7 @@ import array
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -155,6 +155,36 @@ def test_an_output_that_was_freed_meanwhile_is_reported_and_the_others_are_publi
     staging.free([temp.file for temp in gone.files])
     assert set(staging.publish([gone, here])) == {"gone"}
     assert shown(staging) == {"here.pt": b"here"}
+
+
+class Meanwhile(PosixFilesystem):
+    """Something happens behind the first rename away from a final name."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        self.meanwhile = meanwhile
+        self.renamed: list[tuple[str, str]] = []
+
+    def rename(self, source: Path, target: Path) -> None:
+        super().rename(source, target)
+        self.renamed.append((source.name, target.name))
+        if source.suffix == ".pt" and len(self.renamed) == 1:
+            self.meanwhile()
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["alone", "while another does so, too"])
+def test_a_name_that_somebody_else_has_given_is_given_anew(staging: Staging, anew: bool) -> None:
+    """His sync of the folder may have failed; ours proves something only about a name of ours."""
+    proposal = staged(staging, "x")
+    temp = Path(proposal.files[0].temp).name
+    staging.publish([proposal])
+    fs = Meanwhile(lambda: staging.publish([proposal]) if anew else None)
+    other = Staging(fs, staging.root, "run")
+    assert other.publish([proposal]) == []
+    away, back = ("x.pt", temp), (temp, "x.pt")
+    # the second time, too, the name must be ours
+    assert fs.renamed == ([away, away, back] if anew else [away, back])
+    assert shown(staging) == {"x.pt": b"x"}
+    assert staging.temps() == []
 
 
 def test_a_rename_that_worked_and_was_reported_as_failed_is_a_success(staging: Staging, fs: Faulty) -> None:

@@ -33,7 +33,7 @@ from ray_sink.formats.base import Value
 from ray_sink.formats.loading import load
 from ray_sink.patience import Patience
 from ray_sink.publishing import FileSlot
-from ray_sink.records import Decision, Proposal, Receipt, State, TempFile, receipt_of
+from ray_sink.records import Decision, FileRecord, Proposal, Receipt, State, TempFile, receipt_of
 from ray_sink.staging import Staging
 from ray_sink.terms import term_name
 from ray_sink.writer import DecidedPublishing, Landed, Output, ReplacePublishing, Writer, check_output
@@ -89,10 +89,11 @@ class Book:
             decisions.append(self.answers.get(proposal.key, decision))
         return decisions
 
-    def published(self, attempts: Sequence[tuple[str, str]]) -> None:
+    def published(self, attempts: Sequence[tuple[str, str]]) -> list[FileRecord]:
         if self.refuse_published:
             raise self.refuse_published
         self.told += attempts
+        return []
 
     def locate(self, keys: Sequence[str]) -> list[Receipt | SinkError]:
         self.located += keys
@@ -210,9 +211,9 @@ def test_the_order_of_durable_steps_is_the_one_that_loses_nothing(book: Book, st
         fs.steps.append("decide")
         return decide(proposals)
 
-    def telling(attempts: Sequence[tuple[str, str]]) -> None:
+    def telling(attempts: Sequence[tuple[str, str]]) -> list[FileRecord]:
         fs.steps.append("published")
-        published(attempts)
+        return published(attempts)
 
     book.decide, book.published = deciding, telling  # type: ignore[method-assign]
     with a_writer(book) as writer:
@@ -324,6 +325,19 @@ def test_a_winner_that_was_uploaded_and_freed_meanwhile_is_asked_for(book: Book)
     assert good(results[1]).key == "j"
     assert book.located == ["k"]
     assert book.told == [("j", "a3")]
+
+
+def test_what_others_uploaded_and_freed_while_it_got_its_name_again_is_freed_again(book: Book, tmp_path: Path) -> None:
+    """Another writer named the winner; ours named it anew, and then nobody would take it away any more."""
+    temp = book.staging.stage(TERM, "w.0", "k.pt", [b"the winner's bytes"])
+    winner = book.winners["k"] = Proposal("k", "w", (temp,))
+    book.staging.publish([winner])
+    told = book.published
+    book.published = lambda attempts: (told(attempts), [temp.file])[1]  # type: ignore[method-assign]
+    receipt = good(a_writer(book).write_batch([Output("k", torch.zeros(1), "a2")])[0])
+    assert receipt.attempt == "w"
+    assert book.told == [("k", "w")]
+    assert not (tmp_path / "staging" / "k.pt").exists()
 
 
 def test_a_refused_key_is_an_outcome_and_its_temps_are_dropped(book: Book) -> None:

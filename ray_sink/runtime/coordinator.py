@@ -257,10 +257,11 @@ class Coordinator:
         decisions: list[Decision] = await future
         return decisions
 
-    async def published(self, attempts: Sequence[tuple[str, str]]) -> None:
-        """A writer has published decided attempts."""
-        await self._on_ledger(self._book().published, attempts)
+    async def published(self, attempts: Sequence[tuple[str, str]]) -> list[FileRecord]:
+        """A writer has published decided attempts; see `Ledger.published`."""
+        late = await self._on_ledger(self._book().published, attempts)
         await self._notify()
+        return late
 
     async def batch_done(self, batch: str, writer: WriterMeasures, producer: ProducerMeasures) -> bool:
         """A writer needs a batch's reserved room no more; whether producers wait for credit.

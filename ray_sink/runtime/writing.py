@@ -19,7 +19,7 @@ from ray_sink.formats.values import encoded_bound_bytes
 from ray_sink.meters import MeasuredPublishing, WriterMeter, process_name
 from ray_sink.patience import Patience
 from ray_sink.publishing import DecidedPublishing
-from ray_sink.records import Decision, Proposal, Receipt, TempFile
+from ray_sink.records import Decision, FileRecord, Proposal, Receipt, TempFile
 from ray_sink.runtime.calls import result
 from ray_sink.runtime.messages import RunSpec, Submission, WriteReply
 from ray_sink.runtime.payload import Packed, packed_bytes, unpack
@@ -146,8 +146,8 @@ class WriterShell:
     def _decide(self, proposals: Sequence[Proposal]) -> list[Decision]:
         return list(result(self._coordinator.decide.remote(proposals)))
 
-    def _published(self, attempts: Sequence[tuple[str, str]]) -> None:
-        result(self._coordinator.published.remote(attempts))
+    def _published(self, attempts: Sequence[tuple[str, str]]) -> list[FileRecord]:
+        return list(result(self._coordinator.published.remote(attempts)))
 
     def _locate(self, keys: Sequence[str]) -> list[Receipt | SinkError]:
         found = result(self._coordinator.receipts_of.remote(keys))

@@ -45,7 +45,17 @@ from ray_sink.ownership import FolderPlace, Owner, Place, StorePlace, claim
 from ray_sink.patience import Patience
 from ray_sink.places import checked_dest, checked_staging
 from ray_sink.publishing import DecidedPublishing
-from ray_sink.records import Decision, MultipartUpload, Proposal, Receipt, RunInfo, State, TempFile, UploadOutcome
+from ray_sink.records import (
+    Decision,
+    FileRecord,
+    MultipartUpload,
+    Proposal,
+    Receipt,
+    RunInfo,
+    State,
+    TempFile,
+    UploadOutcome,
+)
 from ray_sink.retry import Retry, RetryPolicy
 from ray_sink.staging import Staging
 from ray_sink.stores import open_store
@@ -185,9 +195,10 @@ class Job:
     def _decide(self, proposals: Sequence[Proposal]) -> Sequence[Decision]:
         return self._on_ledger(self.ledger.decide, proposals)
 
-    def _published(self, attempts: Sequence[tuple[str, str]]) -> None:
-        self._on_ledger(self.ledger.published, attempts)
+    def _published(self, attempts: Sequence[tuple[str, str]]) -> list[FileRecord]:
+        late = self._on_ledger(self.ledger.published, attempts)
         self._news.put(None)
+        return late
 
     def _locate(self, keys: Sequence[str]) -> Sequence[Receipt | SinkError]:
         return [self._on_ledger(self.ledger.receipt, key) or SinkError(f"{key!r} is nowhere") for key in keys]

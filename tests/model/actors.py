@@ -13,7 +13,7 @@ from ray_sink.manifest import from_parquet, read_seal, seal
 from ray_sink.ownership import Claim, FolderPlace, Owner, Place, StorePlace, claim
 from ray_sink.patience import Patience, Tick
 from ray_sink.publishing import DecidedPublishing, Prepared
-from ray_sink.records import Decision, Proposal, Receipt, State, TempFile, UploadOutcome
+from ray_sink.records import Decision, FileRecord, Proposal, Receipt, State, TempFile, UploadOutcome
 from ray_sink.retry import Retry, RetryPolicy
 from ray_sink.uploader import Uploader
 from tests.model.record import Attempt
@@ -213,8 +213,8 @@ class Writing:
     def _decide(self, proposals: Sequence[Proposal]) -> list[Decision]:
         return self.life.call(self.process, lambda ledger: ledger.decide(proposals))
 
-    def _published(self, attempts: Sequence[tuple[str, str]]) -> None:
-        self.life.call(self.process, lambda ledger: ledger.published(attempts))
+    def _published(self, attempts: Sequence[tuple[str, str]]) -> list[FileRecord]:
+        return self.life.call(self.process, lambda ledger: ledger.published(attempts))
 
     def _locate(self, keys: Sequence[str]) -> list[Receipt | SinkError]:
         found = self.life.call(self.process, lambda ledger: [ledger.receipt(key) for key in keys])

@@ -139,10 +139,13 @@ class Disk:
             if change.now_at is None and isinstance(change.node, Folder):
                 # no filesystem forgets a folder before it has forgotten, or moved, what was in it
                 self.settle(change.node)
-            self.pending.remove(change)
+            at = self.pending.index(change)
+            earlier, later = self.pending[:at], self.pending[at + 1 :]
             self._apply(change)
             if change.gone_from is not None:
-                self.pending = [p for p in self.pending if not (p.node is change.node and p.now_at == change.gone_from)]
+                # what brought it to where it has gone from is over; it may have come back there since
+                earlier = [p for p in earlier if not (p.node is change.node and p.now_at == change.gone_from)]
+            self.pending = earlier + later
 
     def lose(self, folder: Folder, by: Process) -> None:
         """A sync of `folder` failed: later ones say yes, and what `by` had changed there may be lost all the same."""

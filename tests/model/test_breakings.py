@@ -20,6 +20,7 @@ from ray_sink.uploader import Uploader
 from tests.model import actors
 from tests.model.schedule import Schedule
 from tests.model.script import Violation
+from tests.model.test_replay import FOUND
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Breaking:
         patch.setattr(self.owner, self.name, made[self.name])
 
 
+ANOTHER_SAYS_YES = FOUND["another's sync says yes between a sync that failed and what its writer does about that"]
 WRITE_AND_CUT = """
 folder
 write(life=0, batch=[('d/e', (), 0)], until=None)
@@ -163,8 +165,12 @@ BREAKINGS = {
     ),
     "no fence": Breaking(Terms, "begin", "self._take(self.tmp, term)", "pass", HALF_PUBLISHED),
     "a zombie adopts what a newer life published": Breaking(
-        Staging, "_adopt", "size is not None and self.fs.has_dir(source.parent)", "size is not None",
+        Staging, "_adopt", "size is not None and self._name_anew(source, target)", "size is not None",
         DECIDED_BEHIND_THE_FENCE,
+    ),
+    "a name that another gave is taken for durable": Breaking(
+        Staging, "_adopt", "size is not None and self._name_anew(source, target)",
+        "size is not None and self.fs.has_dir(source.parent)", ANOTHER_SAYS_YES,
     ),
     "what was staged for an older ledger is decided": Breaking(
         Round, "judge", 'any(not temp.temp.startswith(f"{self._term}/") for temp in proposal.files)', "False",

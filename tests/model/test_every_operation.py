@@ -12,8 +12,8 @@ from tests.model.disk import Fault
 from tests.model.script import Process, Until
 from tests.model.world import World, chooser
 
-EVERY = 1 if ALL else 17
-"""In `make test` each 17th operation; which ones depends on what goes wrong and where."""
+EVERY = 1 if ALL else 16
+"""In `make test` each 16th operation; which ones depends on what goes wrong and where."""
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -38,6 +38,21 @@ disk_error(kind='sync_dir', after=False, times=1)
 go_on(work=0, until=None)
 cut_power(seed=1)
 """,
+    "another's sync says yes between a sync that failed and what its writer does about that": """
+folder
+write(life=0, batch=[('a', (), 0)], until='ledger')
+write(life=0, batch=[('a', (), 0)], until=None)
+write(life=0, batch=[('a', (), 0)], until=None)
+write(life=0, batch=[('a', (), 0)], until=None)
+write(life=0, batch=[('a', (), 0)], until=None)
+take_over(until='ledger')
+beat(driver=0, until=None)
+disk_error(kind='sync_dir', after=False, times=2)
+write(life=0, batch=[('a', (), 0)], until=None)
+write(life=0, batch=[('a', (), 0)], until=0)
+go_on(work=6, until=6)
+go_on(work=0, until=None)
+""",
 }
 """Schedules of 5,000 and more that once broke a promise."""
 
