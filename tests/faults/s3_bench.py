@@ -50,7 +50,12 @@ class Reader:
     def _run(self) -> None:
         try:
             while not self._ended.wait(0.03):
-                self.look()
+                try:
+                    self.look()
+                except self._client.exceptions.ClientError as error:
+                    # in the middle of a replacement the server may have neither body to show; the last look counts
+                    if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:
+                        raise
         except Exception as error:  # noqa: BLE001 raised by `end`
             self._broke.append(error)
 
