@@ -208,6 +208,8 @@ class Staging:
             except OSError as again:
                 if self.fs.size(source) is not None:
                     raise StagingError(f"could not publish {file.path!r}: {again}") from error
+            else:
+                return True
         size = self.fs.size(target)
         if size is not None and size != file.bytes:
             raise StagingError(

@@ -30,6 +30,7 @@ class Faulty(PosixFilesystem):
         self.fired = 0
         self.synced: list[Path] = []
         self.done_first = False
+        self.renames = 0
 
     def trip(self, operation: str) -> None:
         if self.fail == operation:
@@ -42,6 +43,7 @@ class Faulty(PosixFilesystem):
         return _FaultyFile(self, super().create(path))
 
     def rename(self, source: Path, target: Path) -> None:
+        self.renames += 1
         if self.done_first:
             super().rename(source, target)
         self.trip("rename")
@@ -200,6 +202,7 @@ def test_a_rename_that_failed_once_is_done_again(staging: Staging, fs: Faulty) -
     fs.fail = "rename"
     assert staging.publish([proposal]) == []
     assert fs.fired == 1
+    assert fs.renames == 2
     assert shown(staging) == {"x.pt": b"x"}
 
 
