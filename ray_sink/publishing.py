@@ -338,9 +338,14 @@ class DecidedPublishing:
                 outcomes.update({winner.key: receipt_of(winner, State.STAGED, root) for winner in done})
         if vanished:
             try:
-                outcomes.update(zip(vanished, self._locate(vanished), strict=True))
+                located = dict(zip(vanished, self._locate(vanished), strict=True))
+                outcomes.update(located)
+                # some of its files may have got their names once more before another was found to be freed
+                freed = [key for key, out in located.items() if isinstance(out, Receipt) and out.state is State.UPLOADED]
+                if freed:
+                    self._free(self._published([(key, left[key].attempt) for key in freed]))
             except SinkError as error:
-                outcomes.update({key: about(key, error) for key in vanished})
+                outcomes.update({key: about(key, error) for key in vanished if key not in outcomes})
         return {key: about(key, out) if isinstance(out, SinkError) else out for key, out in outcomes.items()}
 
     def _free(self, files: Sequence[FileRecord]) -> None:

@@ -324,7 +324,8 @@ def test_a_winner_that_was_uploaded_and_freed_meanwhile_is_asked_for(book: Book)
     assert results[0] == known
     assert good(results[1]).key == "j"
     assert book.located == ["k"]
-    assert book.told == [("j", "a3")]
+    # and it is said again: had another of its files got its name anew, that would have to go
+    assert book.told == [("j", "a3"), ("k", "gone")]
 
 
 def test_what_others_uploaded_and_freed_while_it_got_its_name_again_is_freed_again(book: Book, tmp_path: Path) -> None:
@@ -338,6 +339,21 @@ def test_what_others_uploaded_and_freed_while_it_got_its_name_again_is_freed_aga
     assert receipt.attempt == "w"
     assert book.told == [("k", "w")]
     assert not (tmp_path / "staging" / "k.pt").exists()
+
+
+def test_what_is_freed_between_its_first_and_its_last_file_leaves_none_behind(book: Book, tmp_path: Path) -> None:
+    """The uploader had it freed when the second of its names was to be given anew."""
+    temps = tuple(book.staging.stage(TERM, f"w.{number}", f"k_{number}.pt", [b"x"]) for number in range(2))
+    winner = book.winners["k"] = Proposal("k", "w", temps)
+    book.staging.publish([winner])
+    book.staging.free([temps[1].file])
+    uploaded = receipt_of(winner, State.UPLOADED, "s3://bucket")
+    book.locate = lambda keys: [uploaded for _ in keys]  # type: ignore[method-assign]
+    told = book.published
+    book.published = lambda attempts: (told(attempts), [temp.file for temp in temps])[1]  # type: ignore[method-assign]
+    assert a_writer(book).write_batch([Output("k", torch.zeros(1), "a2")]) == [uploaded]
+    assert book.told == [("k", "w")]
+    assert [path.name for path in (tmp_path / "staging").glob("*.pt")] == []
 
 
 def test_a_refused_key_is_an_outcome_and_its_temps_are_dropped(book: Book) -> None:
