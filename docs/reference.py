@@ -10,7 +10,17 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from ray_sink import AsyncWriter, DictMode, Limits, SaveFormat, Sink, SinkHandle, UploadOptions, WriterOptions
+from ray_sink import (
+    AsyncWriter,
+    DictMode,
+    Limits,
+    NodeLocal,
+    SaveFormat,
+    Sink,
+    SinkHandle,
+    UploadOptions,
+    WriterOptions,
+)
 
 PAGE = Path(__file__).with_name("reference.md")
 _GIB, _MIB = 2**30, 2**20
@@ -25,7 +35,7 @@ A name that ends in `_bytes` is in bytes, one that ends in `_s` in seconds; all 
 def render() -> str:
     """The whole page."""
     parts = [_HEAD, _call("Sink", Sink, "Sink(dest, *, staging, …)")]
-    parts += [_group(group) for group in (Limits, WriterOptions, UploadOptions)]
+    parts += [_group(group) for group in (Limits, WriterOptions, UploadOptions, NodeLocal)]
     for owner, names in (
         (Sink, ("run", "map_batches", "datasink", "wrap", "remaining", "handle", "close")),
         (SinkHandle, ("write", "write_batch", "flush", "close")),
@@ -98,7 +108,7 @@ def _of(field: Field[Any]) -> Any:
 
 
 def _default(name: str, value: Any) -> str:
-    if value is inspect.Parameter.empty:
+    if value is inspect.Parameter.empty or value is MISSING:
         return "required"
     if isinstance(value, enum.Enum):
         return f"`{type(value).__name__}.{value.name}`"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ray_sink.async_writer import AsyncWriter
-    from ray_sink.config import DictMode, Limits, SaveFormat, UploadOptions, WriterOptions
+    from ray_sink.config import DictMode, Limits, NodeLocal, SaveFormat, UploadOptions, WriterOptions
     from ray_sink.errors import SinkError
     from ray_sink.formats.base import Format
     from ray_sink.reading import Manifest, load, open  # noqa: A004 - ray_sink.open reads best
@@ -28,6 +28,7 @@ __all__ = [
     "Format",
     "Limits",
     "Manifest",
+    "NodeLocal",
     "Receipt",
     "SaveFormat",
     "Sink",
@@ -49,6 +50,7 @@ _HOMES = {
     "Format": "formats.base",
     "Limits": "config",
     "Manifest": "reading",
+    "NodeLocal": "config",
     "Receipt": "records",
     "SaveFormat": "config",
     "Sink": "sink",

@@ -6,6 +6,7 @@ The records, by their one name each (a file holds any number of them after its `
 ``open``       first in each file: run, epoch, term, how many bytes of each older file count, and again the
                record that follows these: its writer may have died between its write and its fsync
 ``decided``    a batch of ``[key, attempt, source, notes, [[temp, path, bytes, checksum], …]]``
+``committed``  a batch as of ``decided``, of outputs that are at the destination already, and what each upload proved
 ``kept``       a batch of ``[key, [[path, bytes], …]]`` where another run's output stayed
 ``uploaded``   a batch of ``[term, seq of the decided record, [index, …], verification]``, and whose uploader's it is
 ``multipart``  path and upload id of a multipart upload that is about to send its first part
@@ -18,8 +19,8 @@ The records, by their one name each (a file holds any number of them after its `
 ``sealing``    all is decided and uploaded, and a seal is under way: there will be no new keys
 =============  =========================================================================================
 
-``decided`` and ``uploaded`` records also carry the conflict counts so far. Readers skip records that they do not know
-the name of only if its name begins with ``x-``.
+``decided``, ``committed`` and ``uploaded`` records also carry the conflict counts so far. Readers skip records that
+they do not know the name of only if its name begins with ``x-``.
 """
 
 from __future__ import annotations
@@ -120,6 +121,11 @@ class Book:
         self.closing = False
         self.entries.append(self.term, seq, record["batch"])
         self._count_conflicts(record)
+
+    def _apply_committed(self, record: Mapping[str, Any], seq: int) -> None:
+        self._apply_decided(record, seq)
+        for index, proof in enumerate(record["proofs"]):
+            self.entries.upload(self.term, seq, [index], Verification(proof))
 
     def _count_conflicts(self, record: Mapping[str, Any]) -> None:
         self.conflicts = ConflictCounts(**record["conflicts"])

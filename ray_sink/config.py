@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,34 @@ class DictMode(StrEnum):
     """One file holds all of them."""
     SPLIT = "split"
     """One file each: ``<key>_<name>``, ``<key>_<index>``."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLocal:
+    """Staging on a disk of each node's own, for clusters that share no filesystem: ``staging=NodeLocal("/nvme")``.
+
+    An uploader beside each writer puts its files into the destination at once, so it takes ``ack="uploaded"``; the
+    journal is in the destination, too. Nothing that is on a node's disk is needed when the node is gone.
+
+    Attributes:
+        path: an existing folder on each node that gets a writer, absolute. Nothing stays in it.
+    """
+
+    path: str
+
+    def __post_init__(self) -> None:
+        """Check the path.
+
+        Raises:
+            ConfigError: it is none, or not absolute.
+        """
+        try:
+            path = os.fspath(self.path)
+        except TypeError:
+            raise ConfigError(f"NodeLocal takes the path of a folder, got {self.path!r}") from None
+        if not Path(path).is_absolute():
+            raise ConfigError(f"NodeLocal takes an absolute path, the same on each node, got {path!r}")
+        object.__setattr__(self, "path", os.path.normpath(path))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +167,8 @@ class Limits:
         object_store_bytes: our objects in each node's object store; None: a fifth of it.
         inflight_outputs: outputs that one producer may have accepted and not acknowledged.
         temp_bytes: local temp files of one writer.
-        staging_bytes: staged files and temps on the shared filesystem that are not uploaded yet.
+        staging_bytes: staged files and temps on the shared filesystem that are not uploaded yet; with `NodeLocal`,
+            of one writer.
         drain_s: how long leaving the ``with`` block by an exception waits for what was accepted, seconds.
         takeover_s: how long an owner's counter must stand still until its run may be taken over, seconds.
         storage_wait_s: how long a filesystem is waited for that is full or does not answer, until what waits for it

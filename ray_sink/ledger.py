@@ -7,7 +7,7 @@ time: the coordinator gathers what has come in, calls once, and answers everybod
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from ray_sink.book import Book, DatasetState
 from ray_sink.config import OnConflict
@@ -132,8 +132,7 @@ class Ledger:
             OSError: the journal failed; what of the batch is decided, only the next life can tell.
         """
         self._check_fence()
-        batch = Round(self._book, self._options.on_conflict, self._foreign, self._info, self.term)
-        batch.sealed = self._options.sealed is not None or self._book.sealing
+        batch = self._round()
         answers = [batch.judge(proposal, self.receipt) for proposal in proposals]
         tally = asdict(batch.counts)
         if batch.fresh:
@@ -147,6 +146,46 @@ class Ledger:
             self._check_term()
         self._book.conflicts = batch.counts
         return answers
+
+    def _round(self) -> Round:
+        batch = Round(self._book, self._options.on_conflict, self._foreign, self._info, self.term)
+        batch.sealed = self._options.sealed is not None or self._book.sealing
+        return batch
+
+    def foresee(self, proposals: Sequence[Proposal]) -> list[Decision]:
+        """What `decide` would say. Nothing is decided: others may be faster."""
+        self._check_fence()
+        batch = self._round()
+        return [batch.judge(proposal, self.receipt) for proposal in proposals]
+
+    def commit(self, uploads: Sequence[tuple[Proposal, Verification]]) -> list[Decision]:
+        """Decide a batch of keys by what is at the destination already, with one journal record.
+
+        For runs whose nodes share no staging folder: a create-only put has settled there which attempt has the name,
+        and each of these is that one. May be repeated.
+
+        Args:
+            uploads: attempts, each of which is at the destination, whole, and what that proved.
+
+        Returns:
+            A decision for each, in order, with its receipt.
+
+        Raises:
+            RunFencedError: a newer owner has the run.
+            OSError: the journal failed; what of the batch is decided, only the next life can tell.
+        """
+        self._check_fence()
+        batch = self._round()
+        proofs = {(proposal.key, proposal.attempt): proof for proposal, proof in uploads}
+        answers = [batch.judge(proposal, self.receipt) for proposal, _ in uploads]
+        if batch.fresh:
+            rows = [record_of(proposal) for proposal in batch.fresh.values()]
+            proven = [proofs[key, proposal.attempt] for key, proposal in batch.fresh.items()]
+            self._write({"is": "committed", "batch": rows, "proofs": proven, "conflicts": asdict(batch.counts)})
+        self._book.conflicts = batch.counts
+        return [
+            answer if answer.winner is None else replace(answer, receipt=self.receipt(answer.key)) for answer in answers
+        ]
 
     # -- after the decision ------------------------------------------------------------------------------------------
 

@@ -10,15 +10,17 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Generic, TypeVar
 
 from ray_sink.measures import BOUNDS_S, ProducerMeasures, Timings, UploaderMeasures, WriterMeasures
-from ray_sink.records import Decision, Proposal, Receipt, TempFile
+from ray_sink.records import Decision, Proposal, Receipt
 
 if TYPE_CHECKING:
     from ray_sink.errors import SinkError
     from ray_sink.publishing import Encode, FileSlot, Prepared, Publishing
 
+FileT = TypeVar("FileT")
+"""See `ray_sink.publishing.FileT`."""
 Decide = Callable[[Sequence[Proposal]], Sequence[Decision]]
 """Asks the ledger; see `ray_sink.publishing.DecidedPublishing`."""
 
@@ -160,14 +162,14 @@ class WriterMeter:
         return took_s
 
 
-class MeasuredPublishing:
+class MeasuredPublishing(Generic[FileT]):
     """A publish policy, timed; see `ray_sink.publishing.Publishing`."""
 
-    def __init__(self, publishing: Publishing[TempFile, Receipt], meter: WriterMeter) -> None:
+    def __init__(self, publishing: Publishing[FileT, Receipt], meter: WriterMeter) -> None:
         self._publishing = publishing
         self._meter = meter
 
-    def prepare(self, slot: FileSlot, encode: Encode) -> TempFile:
+    def prepare(self, slot: FileSlot, encode: Encode) -> FileT:
         """See `Publishing.prepare`."""
         encoded_s = 0.0
 
@@ -183,11 +185,11 @@ class MeasuredPublishing:
         self._meter.stage.add(self._meter.clock() - began_s - encoded_s)
         return made
 
-    def discard(self, files: Sequence[TempFile]) -> None:
+    def discard(self, files: Sequence[FileT]) -> None:
         """See `Publishing.discard`."""
         self._publishing.discard(files)
 
-    def publish(self, outputs: Sequence[Prepared[TempFile]]) -> list[Receipt | SinkError]:
+    def publish(self, outputs: Sequence[Prepared[FileT]]) -> list[Receipt | SinkError]:
         """See `Publishing.publish`."""
         began_s = self._meter.clock()
         done = self._publishing.publish(outputs)

@@ -341,7 +341,9 @@ class DecidedPublishing:
                 located = dict(zip(vanished, self._locate(vanished), strict=True))
                 outcomes.update(located)
                 # some of its files may have got their names once more before another was found to be freed
-                freed = [key for key, out in located.items() if isinstance(out, Receipt) and out.state is State.UPLOADED]
+                freed = [
+                    key for key, out in located.items() if isinstance(out, Receipt) and out.state is State.UPLOADED
+                ]
                 if freed:
                     self._free(self._published([(key, left[key].attempt) for key in freed]))
             except SinkError as error:

@@ -158,12 +158,16 @@ class UploadTask(_Record):
         attempt: the decided attempt.
         files: staged files, by `FileRecord.path` below the staging root.
         replace: overwrite an object found under the name (``on_conflict="replace"``).
+        at: where the one file lies, if not under its `FileRecord.path`.
+        adopt: what another attempt of this run has put there first has the name, and is the outcome.
     """
 
     key: str
     attempt: str
     files: tuple[FileRecord, ...]
     replace: bool = False
+    at: str | None = None
+    adopt: bool = False
 
     @property
     def bytes(self) -> int:
@@ -180,12 +184,14 @@ class UploadOutcome(_Record):
         attempt: the decided attempt.
         verification: the weakest proof among its files.
         error: why it failed for good, after the retries.
+        file: what is there instead, where `attempt` is another one than the task's; see `UploadTask.adopt`.
     """
 
     key: str
     attempt: str
     verification: Verification | None = None
     error: SinkError | None = None
+    file: FileRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)

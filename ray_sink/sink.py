@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from ray_sink.config import Ack, DictMode, Limits, OnConflict, SaveFormat, UploadOptions, WriterOptions
+from ray_sink.config import Ack, DictMode, Limits, NodeLocal, OnConflict, SaveFormat, UploadOptions, WriterOptions
 from ray_sink.display import show_report
 from ray_sink.doctor.starting import check_staging, check_store
 from ray_sink.errors import ConfigError, OutputsFailed, RunIncomplete, SinkClosedError, SinkError
@@ -31,8 +31,9 @@ from ray_sink.places import checked_dest, checked_run_id, checked_staging
 from ray_sink.reading import Manifest, read_table
 from ray_sink.records import RunInfo, RunStatus
 from ray_sink.report import Report
-from ray_sink.runtime.actors import Destination, RunActors, join_cluster
+from ray_sink.runtime.actors import RunActors, join_cluster
 from ray_sink.runtime.calls import result
+from ray_sink.runtime.destination import Destination
 from ray_sink.runtime.messages import RunSpec
 from ray_sink.staging import Staging
 from ray_sink.stores import open_store
@@ -59,7 +60,8 @@ class Sink:
     Args:
         dest: an fsspec URL (``s3://``, ``gs://``, ``az://``, ``file://``, …) or a folder; None: staging is the
             destination.
-        staging: an existing folder on a filesystem that all nodes mount at the same path.
+        staging: an existing folder on a filesystem that all nodes mount at the same path; or, where there is no such
+            filesystem, a `NodeLocal` folder on each node's own disk.
         run_id: names the run; None: derived from `dest` and `staging`, so that the same script resumes.
         fingerprint: what makes outputs comparable (a checkpoint's hash, a commit); another one is refused on resume.
         save_format: a `SaveFormat`, or anyone's own `Format`.
@@ -87,7 +89,7 @@ class Sink:
         self,
         dest: str | os.PathLike[str] | None,
         *,
-        staging: str | os.PathLike[str],
+        staging: str | os.PathLike[str] | NodeLocal,
         run_id: str | None = None,
         fingerprint: str | None = None,
         save_format: SaveFormat | Format = SaveFormat.PYTORCH_PT,
@@ -111,8 +113,11 @@ class Sink:
         format_ = resolve(save_format)
         # by name where it has one: not every process that hears of it has to load torch
         self._format = SaveFormat(save_format) if isinstance(save_format, str) else format_
-        root = checked_staging(staging)
+        self._node_local = staging if isinstance(staging, NodeLocal) else None
+        root = Path(staging.path) if isinstance(staging, NodeLocal) else checked_staging(staging)
         where = checked_dest(dest, root)
+        if self._node_local is not None:
+            _check_node_local(where, dict_mode, ack, on_conflict)
         self.run_id = checked_run_id(run_id, where, root)
         self._info = RunInfo(
             run_id=self.run_id,
@@ -142,13 +147,20 @@ class Sink:
 
     def _start(self, root: Path) -> None:
         fs = PosixFilesystem()
-        check_staging(root, self._limits)
+        places: list[Place] = []
+        if self._node_local is None:
+            check_staging(root, self._limits)
+            places.append(FolderPlace(fs, root))
         join_cluster()
-        places: list[Place] = [FolderPlace(fs, root)]
         if self._info.dest is not None:
-            self._destination = Destination(self._info, self._upload)
+            self._destination = Destination.started(self._info, self._upload)
             able = self._destination.probe()
             check_store(able)
+            if self._node_local is not None and not (able.create_only and able.metadata):
+                raise ConfigError(
+                    f"{self._info.dest} keeps no word on create-only puts, or no metadata: with NodeLocal, these alone"
+                    " tell attempts of an output apart. Take a staging folder that all nodes mount"
+                )
             if able.create_only:
                 # a store that keeps its word comes first: two drivers meet there
                 places.insert(0, StorePlace(self._destination))
@@ -178,6 +190,7 @@ class Sink:
             writers=self._writers,
             upload=self._upload,
             limits=self._limits,
+            node_local=None if self._node_local is None else self._node_local.path,
         )
         self._actors = RunActors(spec, options, self._destination, self._claim, progress=self._progress)
 
@@ -190,6 +203,8 @@ class Sink:
 
     def _listing(self) -> Mapping[str, int]:
         """What is at the destination already; looked through once."""
+        if self._node_local is not None:
+            return {}  # whose it is, each put finds out: a crash leaves some of our own that no journal knows
         if self._destination is not None:
             return self._destination.listing()
         return {o.path: o.bytes for o in self._store.list() if not o.path.startswith(f"{RESERVED}/")}
@@ -387,7 +402,7 @@ class Sink:
             made = self._destination.seal(self._claim.epoch, receipts, status)
         else:
             made = seal(self._store, self._info, self._claim.epoch, result(receipts), status)
-        if made.failures:
+        if made.failures and self._node_local is None:
             self._set_aside(made)
         return Manifest(made, read_table(self._store, made), self._upload)
 
@@ -447,6 +462,23 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 def _check_type(name: str, value: object, kind: type) -> None:
     if not isinstance(value, kind):
         raise ConfigError(f"{name} must be a {kind.__name__}(…), got {type(value).__name__}")
+
+
+def _check_node_local(dest: str | None, dict_mode: object, ack: str, on_conflict: str) -> None:
+    """What holds only where a staged file outlives its node.
+
+    Raises:
+        ConfigError: naming what to choose instead.
+    """
+    wanted = [
+        (dest is not None, "a destination: what is on a node's disk is gone with the node"),
+        (ack == "uploaded", 'ack="uploaded": nothing is safe before'),
+        (on_conflict == "error", 'on_conflict="error": a create-only put settles which attempt has a name'),
+        (str(dict_mode) == DictMode.SINGLE, "DictMode.SINGLE: one put settles one file"),
+    ]
+    for met, what in wanted:
+        if not met:
+            raise ConfigError(f"staging=NodeLocal(…) needs {what}. Or take a staging folder that all nodes mount")
 
 
 def _checked_dict_mode(dict_mode: object) -> DictMode:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray_sink.book import read_into
 from ray_sink.filesystem import PosixFilesystem
+from ray_sink.journal_objects import JournalObjects
 from ray_sink.manifest import Seal
 from ray_sink.ownership import Sighting, beat_path, owner_of
 from ray_sink.records import ConflictCounts, RowCounts
@@ -190,22 +191,37 @@ def tally_of(root: Path, run_id: str) -> Tally:
     return read_into(Tally(), fs, Staging(fs, root, run_id).journal_dir, live=True).book
 
 
+def tally_at(store: SmallObjects, run_id: str) -> Tally | None:
+    """What a run's journal at its destination counts; None where it has none there."""
+    journals = JournalObjects(store, run_id)
+    found = read_into(Tally(), journals, Path(run_id), live=True)
+    return found.book if found.names else None
+
+
 def staged_standing(
-    root: Path, run_id: str, tally: Tally, seal: Seal | None, owner: OwnerSeen | None, live: Mapping[str, Any] | None
+    root: Path | None,
+    run_id: str,
+    tally: Tally,
+    seal: Seal | None,
+    owner: OwnerSeen | None,
+    live: Mapping[str, Any] | None,
 ) -> Standing:
-    """How a run in a staging folder is doing.
+    """How a run that has a journal is doing.
 
     Args:
-        root: the staging folder.
+        root: the staging folder; None where each node has its own.
         run_id: the run.
-        tally: from `tally_of`.
+        tally: from `tally_of` or `tally_at`.
         seal: its seal, as far as somebody looked for it.
         owner: its owner.
         live: what the owner said last.
     """
     info = tally.info
+    told = info.staging if info is not None else None
     running = owner is not None and owner.life in (Life.ALIVE, Life.RECENT)
-    failures = tally.uncommitted_failures() | _set_aside(root, run_id, tally.epoch)
+    failures = tally.uncommitted_failures()
+    if root is not None:
+        failures |= _set_aside(root, run_id, tally.epoch)
     if live is not None and running:
         failures |= live.get("failures", {})
     if seal is not None:
@@ -217,7 +233,7 @@ def staged_standing(
     return Standing(
         run_id=run_id,
         dest=info.dest if info is not None else None,
-        staging=str(root),
+        staging=str(root) if root is not None else told,
         state=state,
         outputs=tally.decided,
         bytes=tally.decided_bytes,

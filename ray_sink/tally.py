@@ -68,6 +68,11 @@ class Tally(Book):
                     self._places[self.term, seq, index] = self.found[-1]
         self._count_conflicts(record)
 
+    def _apply_committed(self, record: Mapping[str, Any], seq: int) -> None:
+        self._apply_decided(record, seq)
+        done = [[self.term, seq, [index], proof] for index, proof in enumerate(record["proofs"])]
+        self._apply_uploaded({"batch": done, "conflicts": record["conflicts"]}, seq)
+
     def _apply_uploaded(self, record: Mapping[str, Any], seq: int) -> None:
         for term, decided_seq, indices, proof in record["batch"]:
             sizes = self._sizes.get((term, decided_seq))

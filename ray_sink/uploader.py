@@ -48,6 +48,15 @@ def not_journaled(upload: MultipartUpload) -> None:
     """An `on_multipart` for uploads that no journal has to know of."""
 
 
+class _AdoptedError(Exception):
+    """Another attempt of this run was there first, whole."""
+
+    def __init__(self, attempt: str, file: FileRecord) -> None:
+        super().__init__(attempt)
+        self.attempt = attempt
+        self.file = file
+
+
 class _TornError(Exception):
     """A store that checks nothing took a part of our bytes for all of them."""
 
@@ -115,6 +124,8 @@ class Uploader:
         """
         try:
             proofs = [self._put(task, file) for file in task.files]
+        except _AdoptedError as first:
+            return UploadOutcome(task.key, first.attempt, Verification.VERIFIED, file=first.file)
         except SinkError as error:
             emit(UploadFailed(task.key, str(error)))
             self._meter.failed()
@@ -259,7 +270,7 @@ class Uploader:
             # the try before may have landed and lost its reply
             if number > 1 and (proof := look()) is not None:
                 return proof
-            local = self.root / file.path
+            local = self.root / (task.at or file.path)
             held_bytes = self._store.held_bytes(file)
             try:
                 with self.gate.enter(held_bytes):
@@ -308,6 +319,7 @@ class Uploader:
 
         Raises:
             DestinationConflict: somebody else's object is there.
+            _AdoptedError: another attempt's is there, and `task` takes that.
             _TornError: what is there is ours, by its metadata, and not what we sent.
         """
         info = self._store.head(file.path)
@@ -321,6 +333,10 @@ class Uploader:
                 return self._store.probe().verification
             if ours:
                 raise _TornError
+            if task.adopt and theirs.get(RUN) == self._run_id and ATTEMPT in theirs:
+                if self._store.read_checksum(file.path) != theirs.get(CHECKSUM):
+                    raise _TornError
+                raise _AdoptedError(theirs[ATTEMPT], FileRecord(file.path, info.bytes, theirs[CHECKSUM]))
         elif info.bytes == file.bytes and self._store.read_checksum(file.path) == file.checksum:
             # no metadata to go by, but these are the bytes: we have just read them
             return Verification.VERIFIED

@@ -227,6 +227,28 @@ def test_another_attempts_object_is_a_conflict_where_the_store_can_tell(bench: B
         assert outcome.verification is Verification.VERIFIED
 
 
+def test_another_attempts_object_is_taken_where_the_task_says_so(bench: Bench) -> None:
+    first = bench.task("a", b"first", attempt="attempt-1")
+    bench.uploader().upload(first)
+    second = replace(bench.task("a", b"second", attempt="attempt-2"), adopt=True)
+    outcome = bench.uploader().upload(second)
+    if bench.store.probe().metadata:
+        told = (outcome.attempt, outcome.verification, outcome.file)
+        assert told == ("attempt-1", Verification.VERIFIED, first.files[0])
+    else:  # nothing says whose it is
+        assert isinstance(outcome.error, DestinationConflict)
+    assert bench.store.get_bytes("a.pt") == b"first"
+    foreign = bench.uploader("run-0").upload(second)
+    assert isinstance(foreign.error, DestinationConflict)
+
+
+def test_a_file_may_lie_anywhere(bench: Bench) -> None:
+    task = bench.task("a", b"data")
+    (bench.staging / "a.pt").rename(bench.staging / "elsewhere")
+    assert bench.uploader().upload(replace(task, at=str(bench.staging / "elsewhere"))).error is None
+    assert bench.store.get_bytes("a.pt") == b"data"
+
+
 def test_an_object_without_our_metadata_is_judged_by_its_bytes(bench: Bench) -> None:
     bench.store.put_bytes("same.pt", b"data", replace=False)
     bench.store.put_bytes("other.pt", b"dota", replace=False)

@@ -45,7 +45,8 @@ def status(
     """Say how the runs in a staging folder, or at DEST, are doing. Writes nothing, and needs no cluster.
 
     With --staging the journals are read, however far they are; while a run's owner lives, it adds what only the
-    cluster knows: rates, what producers waited for, each writer. DEST alone knows seals, and what an owner says there.
+    cluster knows: rates, what producers waited for, each writer. DEST alone knows seals, and what an owner says there;
+    and all of it where staging is node-local, for then the journals are there.
 
     An owner that has not moved its counter while it was watched is judged by the date of its last sign of life.
     --watch-s 60 waits until it moves, or has not for so long.
@@ -122,7 +123,7 @@ def _seal_nearby(dest: str, run_id: str) -> Seal | None:
 def _at(dest: str, run_id: str | None, watch_s: float, upload: UploadOptions) -> list[Standing]:
     from ray_sink.catalogue import sealed_runs
     from ray_sink.manifest import read_partial_seal, read_seal
-    from ray_sink.standing import Onlooker, claimed_standing, sealed_standing
+    from ray_sink.standing import Onlooker, claimed_standing, sealed_standing, staged_standing, tally_at
 
     store = open_existing(dest, upload)
     try:
@@ -137,6 +138,8 @@ def _at(dest: str, run_id: str | None, watch_s: float, upload: UploadOptions) ->
             owner = onlooker.seen(watch_s, time.sleep) if mine else None
             if seal is not None:
                 found.append(sealed_standing(seal, owner))
+            elif (tally := tally_at(store, name)) is not None:
+                found.append(staged_standing(None, name, tally, None, owner, onlooker.note))
             elif owner is not None:
                 found.append(claimed_standing(name, dest, owner, onlooker.note))
         return found

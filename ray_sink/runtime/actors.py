@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from ray_sink.config import UploadOptions
-from ray_sink.errors import DestinationError, SinkClosedError, SinkError
+from ray_sink.errors import SinkError
 from ray_sink.heart import Heart
 from ray_sink.ledger import LedgerOptions
-from ray_sink.manifest import Seal
 from ray_sink.measures import RunMeasures
 from ray_sink.ownership import Claim
-from ray_sink.records import RunInfo, RunStatus
+from ray_sink.records import RunStatus
 from ray_sink.runtime import placement
 from ray_sink.runtime.calls import result
 from ray_sink.runtime.coordinator import Coordinator
+from ray_sink.runtime.destination import Destination
 from ray_sink.runtime.handle import SinkHandle
 from ray_sink.runtime.messages import RunSpec
 from ray_sink.runtime.progress import Progress
 from ray_sink.runtime.steward import Steward
-from ray_sink.runtime.uploading import UploaderShell
-from ray_sink.stores.base import Capabilities, ObjectInfo
 
-_STORE_CALLS = 16
 _COORDINATOR_CALLS = 10_000
 """Calls that wait in the coordinator at a time: most of them only wait for room, for work or for each other."""
 
@@ -46,80 +41,6 @@ def join_cluster() -> None:
 def current_node() -> str:
     """Id of the node that this process runs on."""
     return str(ray.get_runtime_context().get_node_id())
-
-
-class Destination:
-    """The uploader actors, and through the first of them a store of small objects: the driver has no credentials."""
-
-    def __init__(self, info: RunInfo, options: UploadOptions) -> None:
-        self.url = info.dest or info.staging
-        where = placement.for_uploader(options, placement.nodes())
-        self.uploaders: list[Any] = [
-            placement.spawn(
-                UploaderShell,
-                info,
-                options,
-                max_concurrency=_STORE_CALLS,
-                max_restarts=-1,
-                max_task_retries=-1,
-                **where,
-            )
-            for _ in range(options.uploaders)
-        ]
-
-    def probe(self) -> Capabilities:
-        """What the destination keeps its word on.
-
-        Raises:
-            DestinationError: it cannot be reached or written.
-        """
-        capabilities: Capabilities = self._call("probe")
-        return capabilities
-
-    def listing(self) -> dict[str, int]:
-        """Sizes of all objects there that are not the sink's own, by path."""
-        sizes: dict[str, int] = self._call("listing")
-        return sizes
-
-    def put_bytes(self, path: str, data: bytes, *, replace: bool) -> None:
-        """See `ray_sink.stores.base.Store.put_bytes`."""
-        self._call("put_bytes", path, data, replace)
-
-    def get_bytes(self, path: str) -> bytes:
-        """See `ray_sink.stores.base.Store.get_bytes`."""
-        data: bytes = self._call("get_bytes", path)
-        return data
-
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ray_sink.stores.base.Store.list`."""
-        return iter(self._call("list", prefix))
-
-    def delete(self, path: str) -> None:
-        """See `ray_sink.stores.base.Store.delete`."""
-        self._call("delete", path)
-
-    def sweep(self) -> None:
-        """See `ray_sink.stores.base.Store.sweep`."""
-        self._call("sweep")
-
-    def seal(self, epoch: int, receipts: Any, status: RunStatus) -> Seal:
-        """Seal the run; `receipts` is an ObjectRef."""
-        made: Seal = self._call("seal", epoch, receipts, status)
-        return made
-
-    def _call(self, method: str, *args: Any) -> Any:
-        if not ray.is_initialized():
-            # a call would start Ray anew
-            raise SinkClosedError("Ray was shut down under this sink: run the same script again, it resumes")
-        try:
-            return result(getattr(self.uploaders[0], method).remote(*args))
-        except RayError as error:
-            raise DestinationError(f"the uploader for {self.url} cannot work: {error}") from error
-
-    def stop(self) -> None:
-        """End the actors."""
-        for uploader in self.uploaders:
-            ray.kill(uploader)
 
 
 class RunActors:
@@ -150,6 +71,7 @@ class RunActors:
             spec,
             self._options,
             placement.nodes().store_bytes,
+            destination.name if spec.node_local is not None and destination is not None else "",
             max_concurrency=_COORDINATOR_CALLS,
             max_restarts=-1,
             max_task_retries=-1,

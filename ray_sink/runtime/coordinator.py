@@ -13,13 +13,15 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import ray
 
 from ray_sink.book import DatasetState
 from ray_sink.errors import OutputsFailed, RunFencedError, SinkClosedError, SinkError, StagingError
+from ray_sink.filesystem import PosixFilesystem
+from ray_sink.journal_objects import JournalObjects, JournalStaging
 from ray_sink.keys import hash_keys
 from ray_sink.ledger import Ledger, LedgerOptions
 from ray_sink.measures import Gathered, ProducerMeasures, RunMeasures, UploaderMeasures, WriterMeasures
@@ -38,10 +40,12 @@ from ray_sink.records import (
 )
 from ray_sink.runtime import placement
 from ray_sink.runtime.credits import Budget, Credits
+from ray_sink.runtime.destination import Destination
 from ray_sink.runtime.ledger_thread import LedgerThread
 from ray_sink.runtime.messages import RosterWish, RunSpec, WriterInfo
 from ray_sink.runtime.roster import Roster
 from ray_sink.runtime.sources import Sources
+from ray_sink.runtime.together import Together
 from ray_sink.runtime.waits import Waits
 from ray_sink.staging import Staging
 
@@ -56,10 +60,31 @@ _FAILURES_TOLD = 20
 class Coordinator:
     """See the module's text. All methods run on one event loop; the ledger on one thread beside it."""
 
-    def __init__(self, spec: RunSpec, options: LedgerOptions, store_bytes: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        options: LedgerOptions,
+        store_bytes: Mapping[str, int],
+        destination: str = "",
+    ) -> None:
+        """Open the ledger; its journal is in the staging folder, or where nodes share none, at the destination.
+
+        Args:
+            spec: the run.
+            options: what the ledger is told.
+            store_bytes: size of each node's object store.
+            destination: name of the destination in Ray, where the journal is there.
+        """
         self._spec = spec
-        self._thread = LedgerThread(spec.limits.storage_wait_s)
-        self._staging = Staging(self._thread.fs, Path(spec.info.staging), spec.info.run_id)
+        run_id, wait_s = spec.info.run_id, spec.limits.storage_wait_s
+        self._staging: Staging
+        if not destination:
+            self._thread = LedgerThread(wait_s, PosixFilesystem())
+            self._staging = Staging(self._thread.fs, Path(spec.info.staging), run_id)
+        else:
+            place = Destination.named(spec.info.dest or "", destination)
+            self._thread = LedgerThread(wait_s, JournalObjects(place, run_id))
+            self._staging = JournalStaging(self._thread.fs, run_id)
         self._ledger: Ledger | None = None
         self._failed: SinkError | None = None
         try:
@@ -70,8 +95,8 @@ class Coordinator:
         self._roster = Roster(spec.writers.per_node)
         self._changed = asyncio.Condition()
         self._uploads = Waits()
-        self._waiting: list[tuple[Sequence[Proposal], asyncio.Future[Any]]] = []
-        self._deciding = asyncio.Lock()
+        self._deciding = Together(self._decide)
+        self._committing = Together(self._commit)
         most = spec.limits.object_store_bytes
         self._store_bytes = dict(store_bytes)
         self._credits = Credits(lambda node: most or self._store_bytes.get(node, 2**30) // 5, clock=time.monotonic)
@@ -240,22 +265,31 @@ class Coordinator:
 
     async def decide(self, proposals: Sequence[Proposal]) -> list[Decision]:
         """Decide a batch of keys; batches that come in together share a journal record and its fsync."""
-        ledger = self._book()
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((proposals, future))
-        async with self._deciding:
-            if not future.done():
-                batch, self._waiting = self._waiting, []
-                try:
-                    together = [proposal for some, _ in batch for proposal in some]
-                    answers = iter(await self._on_ledger(ledger.decide, together))
-                    for some, waiter in batch:
-                        waiter.set_result([next(answers) for _ in some])
-                except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
-                    for _, waiter in batch:
-                        waiter.set_exception(error)
-        decisions: list[Decision] = await future
+        return await self._deciding(proposals)
+
+    async def _decide(self, proposals: Sequence[Proposal]) -> list[Decision]:
+        return await self._on_ledger(self._book().decide, proposals)
+
+    async def foresee(self, proposals: Sequence[Proposal]) -> list[Decision]:
+        """See `Ledger.foresee`; waits for no file operation."""
+        return self._book().foresee(proposals)
+
+    async def commit(
+        self, uploads: Sequence[tuple[Proposal, Verification]], measures: UploaderMeasures
+    ) -> list[Decision]:
+        """See `Ledger.commit`; batches that come in together share a journal record and its put.
+
+        Args:
+            uploads: what is at the destination.
+            measures: what the uploader that put it has counted.
+        """
+        self._gathered.uploader(measures)
+        decisions = await self._committing(uploads)
+        await self._notify()
         return decisions
+
+    async def _commit(self, uploads: Sequence[tuple[Proposal, Verification]]) -> list[Decision]:
+        return await self._on_ledger(self._book().commit, uploads)
 
     async def published(self, attempts: Sequence[tuple[str, str]]) -> list[FileRecord]:
         """A writer has published decided attempts; see `Ledger.published`."""

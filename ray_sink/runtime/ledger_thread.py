@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import ParamSpec, TypeVar
 
-from ray_sink.filesystem import PosixFilesystem
+from ray_sink.filesystem import Filesystem
 from ray_sink.patience import silence
 from ray_sink.silence import WatchedFilesystem
 
@@ -26,10 +26,11 @@ class LedgerThread:
 
     Args:
         wait_s: how long a single file operation is waited for, seconds.
+        fs: does the work.
     """
 
-    def __init__(self, wait_s: float) -> None:
-        self.fs = WatchedFilesystem(PosixFilesystem())
+    def __init__(self, wait_s: float, fs: Filesystem) -> None:
+        self.fs = WatchedFilesystem(fs)
         self._wait_s = wait_s
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ledger")
 

@@ -24,6 +24,7 @@ class RunSpec:
         writers: the writers' options.
         upload: the uploaders' options.
         limits: the budgets.
+        node_local: the staging folder, where each node has its own; see `ray_sink.NodeLocal`.
     """
 
     info: RunInfo
@@ -33,6 +34,7 @@ class RunSpec:
     writers: WriterOptions
     upload: UploadOptions
     limits: Limits
+    node_local: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

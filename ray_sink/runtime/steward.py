@@ -26,6 +26,9 @@ _START_S = 180.0
 _AHEAD = "ahead"
 _CALLS_AT_ONCE = 4
 """Batches that one writer works on at a time: one encodes while another waits for the disk."""
+_UPLOADING_CALLS = 16
+"""The same where a call ends only when its batch is uploaded."""
+_CLEAR_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +77,20 @@ class Steward:
     def stop(self) -> None:
         """End the thread, then the writers; after `stop_asking` and the coordinator's own stop."""
         self._thread.join()
+        if self._spec.node_local is not None:
+            self._clear()
         for writer in [*self._writers.values(), *(start.writer for start in self._starting.values())]:
             if writer.actor is not None:
                 ray.kill(writer.actor)
         for leaving in self._leaving.values():
             if not leaving.restarts:
                 ray.kill(leaving.actor)
+
+    def _clear(self) -> None:
+        """Writers leave nothing on their nodes; what one cannot remove any more, the next one there will."""
+        clearing = [writer.actor.clear.remote() for writer in self._writers.values() if writer.actor is not None]
+        if clearing:
+            ray.wait(clearing, num_returns=len(clearing), timeout=_CLEAR_S)
 
     def _run(self) -> None:
         try:
@@ -132,7 +143,7 @@ class Steward:
             WriterShell,
             self._spec,
             self._coordinator,
-            max_concurrency=_CALLS_AT_ONCE,
+            max_concurrency=_UPLOADING_CALLS if self._spec.node_local is not None else _CALLS_AT_ONCE,
             groups={_AHEAD: 1},
             max_restarts=0,
             **options,
@@ -201,6 +212,8 @@ class Steward:
             leaving = self._leaving.pop(ref)
             try:
                 if result(ref) is not False:
+                    if self._spec.node_local is not None and not leaving.restarts:
+                        result(leaving.actor.clear.remote(), timeout_s=_CLEAR_S)
                     ray.kill(leaving.actor, no_restart=not leaving.restarts)
             except RayError:
                 continue  # it is gone with its node

@@ -16,7 +16,7 @@ from ray_sink.keys import RESERVED
 from ray_sink.manifest import Seal, seal
 from ray_sink.measures import UploaderMeasures
 from ray_sink.meters import UploadMeter, process_name
-from ray_sink.records import MultipartUpload, Receipt, RunInfo, RunStatus, UploadOutcome
+from ray_sink.records import MultipartUpload, Receipt, RunInfo, RunStatus, UploadOutcome, UploadTask
 from ray_sink.runtime.calls import result
 from ray_sink.staging import Staging
 from ray_sink.stores import open_store
@@ -37,14 +37,18 @@ class UploaderShell:
         self._opening = threading.Lock()
         self._opened: Store | None = None
         self._service: _Service | None = None
+        self._beside: _Beside | None = None
 
     @property
     def _store(self) -> Store:
-        # not in the constructor: what is wrong with it is an answer to a call, and no reason to start again
         with self._opening:
-            if self._opened is None:
-                self._opened = open_store(self._info.dest or self._info.staging, self._options)
-            return self._opened
+            return self._store_opened()
+
+    def _store_opened(self) -> Store:
+        # not in the constructor: what is wrong with it is an answer to a call, and no reason to start again
+        if self._opened is None:
+            self._opened = open_store(self._info.dest or self._info.staging, self._options)
+        return self._opened
 
     def probe(self) -> Capabilities:
         """See `ray_sink.stores.base.Store.probe`."""
@@ -86,6 +90,13 @@ class UploaderShell:
         self._service = _Service(self._info, self._options, self._store, coordinator, index)
         self._service.run()
 
+    def upload(self, tasks: Sequence[UploadTask], coordinator: Any) -> tuple[Sequence[UploadOutcome], UploaderMeasures]:
+        """Upload what a writer beside this has staged; an outcome for each task, in order, and all that was counted."""
+        with self._opening:
+            if self._beside is None:
+                self._beside = _Beside(self._info, self._options, self._store_opened(), coordinator)
+        return self._beside.upload(tasks)
+
     def leave(self, draining: frozenset[str]) -> bool:
         """Where this is on one of these nodes: take nothing more, finish what is under way, and say that it is."""
         if str(ray.get_runtime_context().get_node_id()) not in draining:
@@ -93,6 +104,30 @@ class UploaderShell:
         if self._service is not None:
             self._service.finish()
         return True
+
+
+class _Beside:
+    """Uploads for one writer, several batches at a time."""
+
+    def __init__(self, info: RunInfo, options: UploadOptions, store: Store, coordinator: Any) -> None:
+        self._meter = UploadMeter()
+        self._uploader = Uploader(
+            store,
+            Path(info.staging),
+            info.run_id,
+            options,
+            on_multipart=lambda upload: result(coordinator.multipart_started.remote(upload)),
+            meter=self._meter,
+        )
+
+    def upload(self, tasks: Sequence[UploadTask]) -> tuple[Sequence[UploadOutcome], UploaderMeasures]:
+        done: queue.SimpleQueue[tuple[int, UploadOutcome]] = queue.SimpleQueue()
+        for index, task in enumerate(tasks):
+            self._uploader.submit(task, lambda outcome, index=index: done.put((index, outcome)))  # type: ignore[misc]
+        found = dict(done.get() for _ in tasks)
+        gate = self._uploader.gate
+        measures = self._meter.measures(process_name(), concurrency=gate.allowed, peak_bytes=gate.peak_bytes)
+        return [found[index] for index in range(len(tasks))], measures
 
 
 class _Service:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from ray_sink.formats import resolve
 from ray_sink.formats.values import encoded_bound_bytes
 from ray_sink.meters import MeasuredPublishing, WriterMeter, process_name
 from ray_sink.patience import Patience
-from ray_sink.publishing import DecidedPublishing
-from ray_sink.records import Decision, FileRecord, Proposal, Receipt, TempFile
+from ray_sink.publishing import DecidedPublishing, Publishing
+from ray_sink.records import Decision, FileRecord, Proposal, Receipt
+from ray_sink.runtime.beside import Beside
 from ray_sink.runtime.calls import result
 from ray_sink.runtime.messages import RunSpec, Submission, WriteReply
 from ray_sink.runtime.payload import Packed, packed_bytes, unpack
@@ -44,26 +46,39 @@ class WriterShell:
         self._running: set[int] = set()
         self._leaving = False
         self._term = ""
-        self._writer: Writer[TempFile, Receipt] | None = None
+        self._writer: Writer[Any, Receipt] | None = None
+        self._beside: Beside | None = None
 
     def ready(self) -> str:
-        """Check that this node sees what the ledger wrote into the staging folder.
+        """Check the staging folder: that this node sees what the ledger wrote into it, or has one of its own.
 
         Returns:
             The node's id.
 
         Raises:
-            StagingError: it does not.
+            StagingError: it does not, or has none.
         """
         term = result(self._coordinator.ready.remote())
-        journal = self._staging.journal_dir / term
         node = str(ray.get_runtime_context().get_node_id())
+        if self._spec.node_local is not None:
+            try:
+                self._beside = Beside(self._spec, self._coordinator, node)
+            except StagingError as error:
+                raise StagingError(f"node {node} ({socket.gethostname()}): {error}") from error
+            return node
+        journal = self._staging.journal_dir / term
         if not journal.exists():
             raise StagingError(
                 f"node {node} ({socket.gethostname()}) does not see {journal}: the staging folder must be on a"
-                " filesystem that all nodes mount at the same path (with several nodes, a local folder is none)"
+                " filesystem that all nodes mount at the same path (with several nodes, a local folder is none, but"
+                " see ray_sink.NodeLocal)"
             )
         return node
+
+    def clear(self) -> None:
+        """Leave nothing on this node; after `finish`."""
+        if self._beside is not None:
+            self._beside.folder.clear()
 
     def leave(self) -> None:
         """The node drains: tell producers so with every reply. In front of what waits to be written."""
@@ -99,13 +114,12 @@ class WriterShell:
         for life in range(_LIVES):
             writer = self._writer_for(term)
             batch = f"{submission.attempts[left[0]]}.{life}"
-            while not result(self._coordinator.reserve.remote(batch, bound_bytes)):
-                continue  # the coordinator waited for room as long as one call may
             outputs = [
                 Output(submission.keys[i], values[i], f"{submission.attempts[i]}.{life}", submission.sources[i])
                 for i in left
             ]
-            found = writer.write_batch(outputs)
+            with self._room(batch, bound_bytes):
+                found = writer.write_batch(outputs)
             done = [outcome for outcome in found if isinstance(outcome, Receipt)]
             measures = self._meter.wrote(len(done), packed_bytes(payload) if life == 0 else 0)
             credit_wanted = result(self._coordinator.batch_done.remote(batch, measures, submission.measures))
@@ -118,29 +132,44 @@ class WriterShell:
             term = now
         return tuple(outcome for outcome in outcomes if outcome is not None), credit_wanted
 
-    def _writer_for(self, term: str) -> Writer[TempFile, Receipt]:
+    @contextmanager
+    def _room(self, batch: str, bound_bytes: int) -> Iterator[None]:
+        """Wait for room in staging; in a shared one `batch_done` gives it back."""
+        if self._beside is not None:
+            with self._beside.room.take(bound_bytes):
+                yield
+            return
+        while not result(self._coordinator.reserve.remote(batch, bound_bytes)):
+            continue  # the coordinator waited for room as long as one call may
+        yield
+
+    def _writer_for(self, term: str) -> Writer[Any, Receipt]:
         with self._lock:
             if self._writer is None or term > self._term:
                 self._term, self._writer = term, self._make_writer(term)
             return self._writer
 
-    def _make_writer(self, term: str) -> Writer[TempFile, Receipt]:
-        publishing = DecidedPublishing(
-            self._staging,
-            term,
-            decide=self._meter.deciding(self._decide),
-            published=self._published,
-            locate=self._locate,
-            patience=Patience(self._spec.limits.storage_wait_s),
-            temp_dir=self._spec.writers.temp_dir,
-            temp_bytes=self._spec.limits.temp_bytes,
-        )
-        options = self._spec.writers
+    def _make_writer(self, term: str) -> Writer[Any, Receipt]:
+        patience = Patience(self._spec.limits.storage_wait_s)
+        publishing: Publishing[Any, Receipt]
+        if self._beside is not None:
+            publishing = self._beside.publishing(term, patience)
+        else:
+            publishing = DecidedPublishing(
+                self._staging,
+                term,
+                decide=self._meter.deciding(self._decide),
+                published=self._published,
+                locate=self._locate,
+                patience=patience,
+                temp_dir=self._spec.writers.temp_dir,
+                temp_bytes=self._spec.limits.temp_bytes,
+            )
         return Writer(
             resolve(self._spec.format),
             DictMode(self._spec.info.dict_mode),
             MeasuredPublishing(publishing, self._meter),
-            threads=options.threads,
+            threads=self._spec.writers.threads,
         )
 
     def _decide(self, proposals: Sequence[Proposal]) -> list[Decision]:

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from ray_sink.config import UploadOptions
+from ray_sink.journal_objects import JournalObjects, JournalStaging
+from ray_sink.ledger import Ledger, LedgerOptions
+from ray_sink.ownership import Owner, StorePlace, claim
+from ray_sink.records import FileRecord, Proposal, RunInfo, TempFile, Verification
+from ray_sink.stores import open_store
 from tests.cli.conftest import call, run
 from tests.cli.runs import Driver, bytes_of, driver_process, heard, staged_run
 from tests.servers import S3Bucket
@@ -135,6 +142,33 @@ def test_a_bucket_tells_of_its_seals_and_of_who_claimed_it(
     assert call("upload", "--staging", staging).code == 0
     assert status(staging)["state"] == "committed"
     assert call("status", s3_bucket.url, "--json").json["runs"][0]["state"] == "sealed"
+
+
+def test_a_run_with_node_local_staging_is_told_from_its_journal_at_the_destination(
+    s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is left by a cluster that is gone: a claim, a journal, some outputs."""
+    sign_in(monkeypatch, s3_bucket.server)
+    store = open_store(s3_bucket.url, UploadOptions())
+    store.probe()
+    owner = Owner("run-1", "gone", 7, "nonce")
+    claim([StorePlace(store)], owner, takeover_s=1, clock=time.monotonic, sleep=time.sleep)
+    info = RunInfo("run-1", s3_bucket.url, "/nvme", "numpy_npy", "single")
+    ledger = Ledger.open(JournalStaging(JournalObjects(store, "run-1"), "run-1"), info, 1, LedgerOptions())
+    files = [FileRecord(f"{key}.npy", 100, "crc64nvme:0123456789abcdef") for key in "abc"]
+    proposals = [
+        Proposal(file.path[0], f"t-{file.path}", (TempFile(f"{ledger.term}/{file.path}", file),)) for file in files
+    ]
+    ledger.commit([(proposal, Verification.VERIFIED) for proposal in proposals])
+    ledger.failed({"d": "it would not be encoded"})
+    names = s3_bucket.names()
+    answer = call("status", s3_bucket.url, "--watch-s", 0, "--json")
+    (row,) = answer.json["runs"]
+    assert (answer.code, row["state"], row["staging"]) == (1, "stopped", "/nvme")
+    assert (row["outputs"], row["uploaded"], row["uploaded_bytes"], row["staged"]) == (3, 3, 300, 0)
+    assert row["failures"] == {"d": "it would not be encoded"}
+    assert row["owner"]["host"] == "gone"
+    assert s3_bucket.names() == names
 
 
 def test_no_run_is_a_no_and_wrong_use_is_said(staging: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import ray.data
 from ray.cluster_utils import Cluster
 from ray.data import ActorPoolStrategy
 
-from ray_sink import Limits, SaveFormat, Sink, WriterOptions
+from ray_sink import Limits, NodeLocal, SaveFormat, Sink, WriterOptions
 from ray_sink.errors import SinkError
 from tests.faults import gcs
 from tests.faults.plan import Plan
@@ -210,6 +210,7 @@ def main(argv: Sequence[str]) -> int:
     add("--nodes", type=int, default=1)
     add("--actors", type=int, default=1)
     add("--per-node", type=int, default=1)
+    add("--node-local", action="store_true", help="staging is a folder on each node's own disk")
     add("--calls", type=Path, help="file that gets a line for each call of the model")
     arguments = parser.parse_args(argv)
     plan = Plan(outputs=arguments.outputs, elements=arguments.elements)
@@ -218,7 +219,8 @@ def main(argv: Sequence[str]) -> int:
             threading.Thread(target=obey, args=(workers,), daemon=True).start()
         sink = Sink(
             arguments.dest,
-            staging=arguments.staging,
+            staging=NodeLocal(arguments.staging) if arguments.node_local else arguments.staging,
+            ack="uploaded" if arguments.node_local else "staged",
             run_id="run-1",
             save_format=SaveFormat.NUMPY_NPY,
             writers=WriterOptions(per_node=arguments.per_node),

@@ -17,6 +17,8 @@ from typing import Any, Self
 
 from tests.faults.invariants import Checker, Folder
 from tests.faults.plan import Plan
+from tests.faults.s3_jobs import Objects
+from tests.servers import S3Bucket
 from tests.waiting import until
 
 PROJECT = Path(__file__).parents[2]
@@ -143,22 +145,29 @@ class ClusterJob:
 
 
 class ClusterRun:
-    """A run to a folder, as often as its script is started."""
+    """A run to a folder, or to a bucket, as often as its script is started.
 
-    def __init__(self, folder: Path, plan: Plan, *more: object) -> None:
+    Attributes:
+        staging: the staging folder; with ``--node-local``, of all nodes on this machine.
+        checker: knows what must be there.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, *more: object, bucket: S3Bucket | None = None) -> None:
         self.plan = plan
         self.calls_file = folder / "calls"
-        staging, dest = folder / "staging", folder / "dest"
-        for place in (staging, dest):
+        self.staging, dest = folder / "staging", folder / "dest"
+        for place in (self.staging, dest):
             place.mkdir()
-        self.checker = Checker(staging, Folder(dest), "run-1", plan.contents())
+        there = Folder(dest) if bucket is None else Objects(bucket)
+        self.checker = Checker(self.staging, there, "run-1", plan.contents())
+        self._env = {} if bucket is None else bucket.server.environment()
         self._arguments = [
-            *("--staging", staging, "--dest", dest, "--outputs", plan.outputs, "--elements", plan.elements),
-            *("--calls", self.calls_file, *more),
+            *("--staging", self.staging, "--dest", dest if bucket is None else bucket.url),
+            *("--outputs", plan.outputs, "--elements", plan.elements, "--calls", self.calls_file, *more),
         ]
 
     def start(self, *more: object, env: Mapping[str, str] | None = None) -> ClusterJob:
-        return ClusterJob("tests.faults.cluster_job", *self._arguments, *more, env=env)
+        return ClusterJob("tests.faults.cluster_job", *self._arguments, *more, env={**self._env, **(env or {})})
 
     @property
     def calls(self) -> int:

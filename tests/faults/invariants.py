@@ -20,7 +20,7 @@ from ray_sink.records import Receipt, State
 
 _OURS = re.compile(
     rf"{RESERVED}/(_owner/(epoch|beat|released)-\d{{6}}"
-    r"|[^/]+/(journal/\d{6}\.\d{3}|manifest-\d{6}-[0-9a-f]{16}\.parquet|_SUCCESS|report\.json))"
+    r"|[^/]+/(journal/\d{6}\.\d{3}(/\d{15}-\d{15})?|manifest-\d{6}-[0-9a-f]{16}\.parquet|_SUCCESS|report\.json))"
 )
 
 

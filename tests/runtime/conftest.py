@@ -31,7 +31,8 @@ class Run:
     reader: UploadOptions
 
     def sink(self, **arguments: Any) -> Sink:
-        return Sink(self.dest, staging=self.staging, **{"upload": self.upload, "limits": LIMITS, **arguments})
+        chosen = {"staging": self.staging, "upload": self.upload, "limits": LIMITS, **arguments}
+        return Sink(self.dest, **chosen)
 
     def outputs(self) -> dict[str, bytes]:
         """All objects at the destination, but for the sink's own."""
