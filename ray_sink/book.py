@@ -125,7 +125,7 @@ class Book:
     def _apply_committed(self, record: Mapping[str, Any], seq: int) -> None:
         self._apply_decided(record, seq)
         for index, proof in enumerate(record["proofs"]):
-            self.entries.upload(self.term, seq, [index], Verification(proof))
+            self._uploaded(self.term, seq, [index], Verification(proof))
 
     def _count_conflicts(self, record: Mapping[str, Any]) -> None:
         self.conflicts = ConflictCounts(**record["conflicts"])
@@ -139,16 +139,18 @@ class Book:
         # an uploader frees these before it reports others
         last = self.last_uploads[self.term, record["uploader"]] = []
         for term, decided_seq, indices, verification in record["batch"]:
-            numbers = self.entries.upload(term, decided_seq, indices, Verification(verification))
-            last += numbers
-            if self.multiparts:
-                self._end_multiparts(numbers)
+            last += self._uploaded(term, decided_seq, indices, Verification(verification))
         self._count_conflicts(record)
 
-    def _end_multiparts(self, numbers: Sequence[int]) -> None:
-        paths = {temp.file.path for number in numbers for temp in self.entries[number].proposal.files}
-        for upload in [upload for upload in self.multiparts.values() if upload.path in paths]:
-            del self.multiparts[upload.upload_id]
+    def _uploaded(self, term: str, seq: int, indices: Sequence[int], proof: Verification) -> list[int]:
+        numbers = self.entries.upload(term, seq, indices, proof)
+        if self.multiparts:
+            paths = {temp.file.path for number in numbers for temp in self.entries[number].proposal.files}
+            # of each the one that was begun last; those before it were left by uploaders that died
+            last = {upload.path: upload.upload_id for upload in self.multiparts.values() if upload.path in paths}
+            for upload_id in last.values():
+                del self.multiparts[upload_id]
+        return numbers
 
     def _apply_sealing(self, record: Mapping[str, Any], seq: int) -> None:
         self.sealing = True

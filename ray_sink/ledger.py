@@ -285,6 +285,11 @@ class Ledger:
         """Journal a multipart upload before its first part is sent."""
         self._write({"is": "multipart", "path": upload.path, "upload_id": upload.upload_id})
 
+    @property
+    def open_multiparts(self) -> tuple[MultipartUpload, ...]:
+        """Those begun in any life of which nobody has said that they are over: their uploaders may have died."""
+        return tuple(self._book.multiparts.values())
+
     def multipart_aborted(self, upload: MultipartUpload) -> None:
         """Journal that an upload of `abandoned_multiparts` is gone."""
         self._write({"is": "aborted", "upload_id": upload.upload_id})

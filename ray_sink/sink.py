@@ -399,12 +399,21 @@ class Sink:
         report.keep(self._store)
         receipts = actors.receipts()
         if self._destination is not None:
+            self._abort_left(actors, self._destination)
             made = self._destination.seal(self._claim.epoch, receipts, status)
         else:
             made = seal(self._store, self._info, self._claim.epoch, result(receipts), status)
         if made.failures and self._node_local is None:
             self._set_aside(made)
         return Manifest(made, read_table(self._store, made), self._upload)
+
+    def _abort_left(self, actors: RunActors, destination: Destination) -> None:
+        """End the uploads in parts that uploaders left which died."""
+        for upload in actors.open_multiparts():
+            try:
+                destination.abort(upload)
+            except SinkError:  # it costs room, and no output
+                _log.warning("multipart.left", exc_info=True, extra={"path": upload.path, "upload": upload.upload_id})
 
     def _set_aside(self, made: Seal) -> None:
         """Name what failed, in the staging folder too: what is staged of it stays there."""

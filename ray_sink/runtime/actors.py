@@ -12,7 +12,7 @@ from ray_sink.heart import Heart
 from ray_sink.ledger import LedgerOptions
 from ray_sink.measures import RunMeasures
 from ray_sink.ownership import Claim
-from ray_sink.records import RunStatus
+from ray_sink.records import MultipartUpload, RunStatus
 from ray_sink.runtime import placement
 from ray_sink.runtime.calls import result
 from ray_sink.runtime.coordinator import Coordinator
@@ -122,6 +122,11 @@ class RunActors:
             self._serving = [ref for ref in self._serving if ref not in done]
             for ref in done:
                 self._result(ref)
+
+    def open_multiparts(self) -> tuple[MultipartUpload, ...]:
+        """What uploaders that died have begun; after `drain`."""
+        found: tuple[MultipartUpload, ...] = self._ask("open_multiparts")
+        return found
 
     def measured(self) -> RunMeasures:
         """All that the run's processes have counted. The display ends, and the metrics are up to date."""

@@ -334,6 +334,10 @@ class Coordinator:
         """Multipart uploads that an earlier life began and did not end."""
         return self._book().abandoned_multiparts
 
+    async def open_multiparts(self) -> tuple[MultipartUpload, ...]:
+        """See `Ledger.open_multiparts`; when all is uploaded, none of them is of any use."""
+        return self._book().open_multiparts
+
     async def unfreed(self, uploader: int) -> list[FileRecord]:
         """Staged files that an uploader, which may have died since, was to free."""
         return self._book().unfreed(uploader)

@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from ray_sink.config import UploadOptions
 from ray_sink.errors import DestinationError, SinkClosedError, SinkError
 from ray_sink.manifest import Seal
-from ray_sink.records import RunInfo, RunStatus
+from ray_sink.records import MultipartUpload, RunInfo, RunStatus
 from ray_sink.runtime import placement
 from ray_sink.runtime.calls import own_error
 from ray_sink.runtime.uploading import UploaderShell
@@ -89,6 +89,10 @@ class Destination:
     def delete(self, path: str) -> None:
         """See `ray_sink.stores.base.Store.delete`."""
         self._call("delete", path)
+
+    def abort(self, upload: MultipartUpload) -> None:
+        """See `ray_sink.stores.base.Store.abort`."""
+        self._call("abort", upload)
 
     def sweep(self) -> None:
         """See `ray_sink.stores.base.Store.sweep`."""

@@ -74,6 +74,10 @@ class UploaderShell:
         """See `ray_sink.stores.base.Store.delete`."""
         self._store.delete(path)
 
+    def abort(self, upload: MultipartUpload) -> None:
+        """See `ray_sink.stores.base.Store.abort`."""
+        self._store.abort(upload)
+
     def sweep(self) -> None:
         """See `ray_sink.stores.base.Store.sweep`."""
         self._store.sweep()

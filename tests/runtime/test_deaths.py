@@ -6,14 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from ray_sink import State, WriterOptions
+from ray_sink.records import MultipartUpload
 from tests.fields import field
 from tests.runtime.conftest import Run, kill, pids_of
+from tests.servers import S3Bucket
 from tests.waiting import until
 
 N = 40
@@ -54,6 +58,25 @@ def test_every_writer_dies_while_it_has_work(folder_run: Run) -> None:
         os.kill(pid, signal.SIGKILL)
         assert all(ticket.result(120).state in (State.STAGED, State.UPLOADED) for ticket in tickets)
     check_all(folder_run)
+
+
+@pytest.mark.parametrize("run", ["s3"], indirect=True)
+def test_uploads_in_parts_that_dead_uploaders_left_are_aborted_before_the_seal(run: Run, s3_bucket: S3Bucket) -> None:
+    client = s3_bucket.server.client()
+
+    def begun(path: str) -> MultipartUpload:
+        begin = client.create_multipart_upload(Bucket=s3_bucket.name, Key=f"runs/{path}")
+        return MultipartUpload(path, begin["UploadId"])
+
+    theirs = begun("k/of-others").upload_id
+    with run.sink(upload=replace(run.upload, multipart_above_bytes=5 * 2**20)) as sink, sink.handle() as handle:
+        assert sink._actors is not None
+        for _ in range(2):  # as an uploader does, and dies, and the next one, too
+            ray.get(sink._actors.coordinator.multipart_started.remote(begun("k/large.pt")))
+        handle.write("k/large", torch.arange(2**20))
+    left = client.list_multipart_uploads(Bucket=s3_bucket.name).get("Uploads", ())
+    assert [upload["UploadId"] for upload in left] == [theirs]
+    assert torch.equal(run.manifest().load("k/large"), torch.arange(2**20))  # type: ignore[arg-type]
 
 
 SCRIPT = """
