@@ -21,7 +21,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 
-from ray_sink import Limits, SaveFormat, Sink, WriterOptions
+from ray_sink import Limits, NodeLocal, SaveFormat, Sink, WriterOptions
 from tests.faults.cluster_job import followed, say
 from tests.faults.plan import Plan
 
@@ -110,6 +110,7 @@ def main(argv: Sequence[str]) -> int:
     add("--elements", type=int, required=True)
     add("--work", choices=["dataset", "handles"], default="dataset")
     add("--producers", type=int, default=2)
+    add("--node-local", action="store_true", help="staging is each node's own /tmp")
     add("--writers-apart", action="store_true", help="on nodes of their own")
     arguments = parser.parse_args(argv)
     # `ray job stop` and pytest's end: the with block is left by an exception
@@ -118,7 +119,8 @@ def main(argv: Sequence[str]) -> int:
     ray.init(arguments.address, log_to_driver=False)
     sink = Sink(
         arguments.dest,
-        staging=arguments.folder / "staging",
+        staging=NodeLocal("/tmp") if arguments.node_local else arguments.folder / "staging",
+        ack="uploaded" if arguments.node_local else "staged",
         run_id="run-1",
         save_format=SaveFormat.NUMPY_NPY,
         writers=WriterOptions(resources={"writer": 1} if arguments.writers_apart else {}),

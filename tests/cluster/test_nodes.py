@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -51,6 +52,51 @@ def test_a_node_is_killed(nodes: Nodes, run_of: RunMaker) -> None:
         run.pace(0)
         run.finished(job)
         assert {call["host"] for call in run.calls[since:]} == {left.pod.name}
+
+
+def test_a_node_is_killed_with_its_disk_and_no_other_has_one_in_common(nodes: Nodes, run_of: RunMaker) -> None:
+    run = run_of(Plan(outputs=120, elements=20_000), "--node-local")
+    run.pace(2)
+    with run.start() as job, Reader(run.checker):
+        run.computes_on(*nodes.of(PRODUCER))
+        run.decides(10)
+        lost = nodes.of(PRODUCER)[0]
+        run.until(lambda: bool(lost.pod.pids(WRITERS)))
+        nodes.stop(lost)
+        run.until(lambda: lost.address not in nodes.alive())
+        run.pace(0)
+        run.finished(job)
+
+
+def test_a_node_with_a_disk_of_its_own_is_cut_off_and_comes_back(nodes: Nodes, run_of: RunMaker) -> None:
+    """What it had to upload when it was declared dead has been uploaded by another when it can."""
+    run = run_of(Plan(outputs=400, elements=20_000), "--node-local", "--producers", 1)
+    run.pace(2)
+    with run.start() as job, Reader(run.checker):
+        run.decides(6)
+        (zombie,) = (node for node in nodes.of(PRODUCER) if node.pod.name == run.calls[0]["host"])
+        (other,) = (node for node in nodes.of(PRODUCER) if node is not zombie)
+        zombie.pod.signal("raylet", signal.SIGSTOP)  # it would end the zombie's processes as soon as it hears the truth
+        uploaders = zombie.pod.pids(UPLOADER)
+        assert uploaders
+        for pid in uploaders:
+            os.kill(pid, signal.SIGSTOP)
+        before = len(run.calls)
+        run.until(lambda: len(run.calls) >= before + 3)
+        lost = {call["first"] for call in run.calls[before:]}
+        zombie.pod.cable.cut()
+        run.until(lambda: zombie.address not in nodes.alive())
+        run.until(lambda: lost <= run.computed_on(other))
+        run.until(lambda: all(run.is_decided(number) for number in lost))
+        landed = run.landed()
+        zombie.pod.cable.mend()
+        for pid in uploaders:
+            os.kill(pid, signal.SIGCONT)
+        zombie.pod.signal("raylet", signal.SIGCONT)
+        run.until(lambda: zombie.pod.ended)
+        run.pace(0)
+        run.finished(job)
+        assert landed.items() <= run.landed().items(), "an object was written anew"
 
 
 def test_a_drain_with_a_deadline(nodes: Nodes, run_of: RunMaker) -> None:
