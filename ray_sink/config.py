@@ -166,9 +166,8 @@ class Limits:
     Attributes:
         object_store_bytes: our objects in each node's object store; None: a fifth of it.
         inflight_outputs: outputs that one producer may have accepted and not acknowledged.
-        temp_bytes: local temp files of one writer.
-        staging_bytes: staged files and temps on the shared filesystem that are not uploaded yet; with `NodeLocal`,
-            of one writer.
+        temp_bytes: local temp files of one writer; with `NodeLocal`, all that it has on its node's disk.
+        staging_bytes: staged files and temps on the shared filesystem that are not uploaded yet.
         drain_s: how long leaving the ``with`` block by an exception waits for what was accepted, seconds.
         takeover_s: how long an owner's counter must stand still until its run may be taken over, seconds.
         storage_wait_s: how long a filesystem is waited for that is full or does not answer, until what waits for it

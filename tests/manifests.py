@@ -23,7 +23,8 @@ CONFIGS = PROJECT / "cluster_configs"
 KUBERAY = CONFIGS / "kuberay"
 FILES = sorted(path for path in KUBERAY.rglob("*.yaml") if path.name != "kustomization.yaml")
 BASES = ("full", "cluster")
-OVERLAYS = ("overlays/gke-filestore", "overlays/on-premises")
+NODE_LOCAL = "overlays/node-local"
+OVERLAYS = ("overlays/gke-filestore", NODE_LOCAL, "overlays/on-premises")
 GUARDED = (*BASES, *OVERLAYS)
 CLUSTERS = ("rayjob.yaml", *GUARDED)
 
@@ -218,9 +219,15 @@ def _selects(selector: Document, labels: Mapping[str, str]) -> bool:
 
 
 def arguments(resource: Document) -> dict[str, str]:
-    """The options in a RayJob's entrypoint."""
-    words = resource["spec"]["entrypoint"].split()[2:]
-    return dict(zip(words[::2], words[1::2], strict=True))
+    """The options in a RayJob's entrypoint; a flag has no value."""
+    found: dict[str, str] = {}
+    for word in resource["spec"]["entrypoint"].split()[2:]:
+        if word.startswith("--"):
+            found[word] = ""
+        else:
+            assert found[list(found)[-1]] == "", word
+            found[list(found)[-1]] = word
+    return found
 
 
 def n_bytes(quantity: str) -> int:

@@ -14,7 +14,7 @@ import pytest
 
 from ray_sink.config import Limits, UploadOptions, WriterOptions
 from tests import kuberay, manifests
-from tests.manifests import CLUSTERS, GUARDED, KUBERAY, OVERLAYS, PROJECT, Document, Pod, ray
+from tests.manifests import CLUSTERS, GUARDED, KUBERAY, NODE_LOCAL, OVERLAYS, PROJECT, Document, Pod, ray
 
 IMAGE_ROOT = Path("/home/ray/ray_sink")
 GiB = 2**30
@@ -106,7 +106,26 @@ def test_writers_have_a_disk_of_their_own_with_room_for_their_temps(name: str) -
             assert room >= 2 * WriterOptions().per_node * Limits().temp_bytes
 
 
-@pytest.mark.parametrize("name", CLUSTERS)
+def test_node_local_staging_is_a_disk_of_the_writers_own_and_nothing_is_shared() -> None:
+    documents = manifests.load(NODE_LOCAL)
+    job = ray(documents)
+    given = manifests.arguments(job)
+    assert "--node-local" in given
+    assert set(given) <= options(PROJECT / "examples/ray_job/job.py")
+    assert manifests.of_kind(documents, "PersistentVolumeClaim") == []
+    for found in manifests.ray_pods(job):
+        assert [volume for volume in found.spec["volumes"] if "persistentVolumeClaim" in volume] == []
+        assert {m["name"] for m in found.container["volumeMounts"]} == {v["name"] for v in found.spec["volumes"]}
+        volume = found.mount(given["--staging"])
+        if found.name != "writers":
+            assert volume is None
+        else:
+            assert volume is not None
+            room = manifests.n_bytes(volume["emptyDir"]["sizeLimit"])
+            assert room >= 2 * WriterOptions().per_node * Limits().temp_bytes
+
+
+@pytest.mark.parametrize("name", [name for name in CLUSTERS if name != NODE_LOCAL])
 def test_staging_is_a_claim_that_all_nodes_mount_and_large_enough(name: str) -> None:
     documents = manifests.load(name)
     staging = manifests.arguments(ray(manifests.load("cluster/job.yaml") if name == "cluster" else documents))[

@@ -9,7 +9,7 @@ from typing import Any
 import ray.data
 import torch
 
-from ray_sink import Limits, Sink, UploadOptions, WriterOptions
+from ray_sink import Limits, NodeLocal, Sink, UploadOptions, WriterOptions
 
 
 class Model:
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=float, default=0, help="of each actor (%(default)s)")
     parser.add_argument("--dest", required=True)
     parser.add_argument("--staging", required=True)
+    parser.add_argument("--node-local", action="store_true", help="--staging is on each writer's own disk")
     parser.add_argument("--temp", help="folder on a fast disk of each writer's node (the system's)")
     parser.add_argument("--label", default="", help="NAME=VALUE of the nodes that write and upload (any)")
     parser.add_argument(
@@ -47,7 +48,8 @@ def main() -> None:
     there = dict([given.label.split("=", 1)]) if given.label else {}
     with Sink(
         given.dest,
-        staging=given.staging,
+        staging=NodeLocal(given.staging) if given.node_local else given.staging,
+        ack="uploaded" if given.node_local else "staged",
         writers=WriterOptions(temp_dir=given.temp, label_selector=there),
         upload=UploadOptions(label_selector=there),
         limits=Limits(takeover_s=given.takeover_s),

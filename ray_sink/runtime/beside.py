@@ -29,7 +29,7 @@ class Beside:
 
     Attributes:
         folder: where files are staged.
-        room: for them; see `ray_sink.Limits.staging_bytes`.
+        room: for them; see `ray_sink.Limits.temp_bytes`.
 
     Raises:
         StagingError: there is no folder.
@@ -38,7 +38,7 @@ class Beside:
     def __init__(self, spec: RunSpec, coordinator: Any, node: str) -> None:
         assert spec.node_local is not None
         self.folder = LocalFolder(Path(spec.node_local), spec.info.run_id)
-        self.room = ByteBudget(spec.limits.staging_bytes)
+        self.room = ByteBudget(spec.limits.temp_bytes)
         self._coordinator = coordinator
         self._measures: UploaderMeasures | None = None
         self._uploader = placement.spawn(
