@@ -234,6 +234,11 @@ class Ledger:
             else:
                 self._note_published(entry)
 
+    def bytes_of(self, keys: Iterable[str]) -> int:
+        """Size of the files of these keys, in bytes."""
+        found = (self._book.entries.get(key) for key in keys)
+        return sum(temp.file.bytes for entry in found if entry is not None for temp in entry.proposal.files)
+
     def is_uploaded(self, key: str) -> bool:
         """Whether `key` needs no upload any more."""
         number = self._book.entries.number_of(key)

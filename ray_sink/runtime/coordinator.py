@@ -354,13 +354,24 @@ class Coordinator:
             ledger.take_uploads, uploader, holding=holding, max_outputs=max_outputs, max_bytes=max_bytes
         )
 
-    async def uploaded(self, outcomes: Sequence[UploadOutcome], measures: UploaderMeasures) -> list[FileRecord]:
-        """Journal uploads; returns the staged files that may be freed."""
+    async def uploaded(
+        self, uploader: int, outcomes: Sequence[UploadOutcome], measures: UploaderMeasures
+    ) -> list[FileRecord]:
+        """Journal uploads; returns the staged files that may be freed, which take their room until they are `freed`."""
         self._gathered.uploader(measures)
-        files = await self._on_ledger(self._book().uploaded, outcomes)
+        ledger = self._book()
+        if self._frees_staging():
+            # before the ledger lets go of them
+            self._staging_room.set(f"freed by {uploader}", ledger.bytes_of(outcome.key for outcome in outcomes))
+        files = await self._on_ledger(ledger.uploaded, outcomes)
         self._uploads.met(outcome.key for outcome in outcomes if self._is_settled(outcome.key))
         await self._notify()
         return files
+
+    async def freed(self, uploader: int) -> None:
+        """An uploader has freed what it was told to."""
+        self._staging_room.set(f"freed by {uploader}", 0)
+        await self._notify()
 
     async def multipart_started(self, upload: MultipartUpload) -> None:
         """Journal a multipart upload before its first part."""

@@ -16,7 +16,7 @@ from ray_sink.keys import RESERVED
 from ray_sink.manifest import Seal, seal
 from ray_sink.measures import UploaderMeasures
 from ray_sink.meters import UploadMeter, process_name
-from ray_sink.records import MultipartUpload, Receipt, RunInfo, RunStatus, UploadOutcome, UploadTask
+from ray_sink.records import FileRecord, MultipartUpload, Receipt, RunInfo, RunStatus, UploadOutcome, UploadTask
 from ray_sink.runtime.calls import result
 from ray_sink.staging import Staging
 from ray_sink.stores import open_store
@@ -159,7 +159,7 @@ class _Service:
 
     def run(self) -> None:
         if not self._options.keep_staged:
-            self._staging.free(result(self._coordinator.unfreed.remote(self._index)))
+            self._free(result(self._coordinator.unfreed.remote(self._index)))
         reporter = threading.Thread(target=self._report, name="ray_sink-report", daemon=True)
         reporter.start()
         try:
@@ -188,6 +188,10 @@ class _Service:
         if self._error is not None:
             raise self._error
 
+    def _free(self, files: Sequence[FileRecord]) -> None:
+        self._staging.free(files)
+        self._coordinator.freed.remote(self._index)
+
     def finish(self) -> None:
         """Take nothing more; returns when what is under way is uploaded and reported."""
         with self._lock:
@@ -210,9 +214,9 @@ class _Service:
                     batch.append(self._outcomes.get())
                 outcomes = [outcome for outcome in batch if outcome is not None]
                 if outcomes:
-                    files = result(self._coordinator.uploaded.remote(outcomes, self._measures()))
+                    files = result(self._coordinator.uploaded.remote(self._index, outcomes, self._measures()))
                     if not self._options.keep_staged:
-                        self._staging.free(files)
+                        self._free(files)
                     with self._lock:
                         self._held.difference_update(outcome.key for outcome in outcomes)
                         self._lock.notify_all()

@@ -22,7 +22,9 @@ from ray_sink.runtime.messages import RunSpec
 from ray_sink.staging import Staging
 
 
-def made(tmp_path: Path, dest: str | None = None, *, keep_staged: bool = False) -> Coordinator:
+def made(
+    tmp_path: Path, dest: str | None = None, *, keep_staged: bool = False, limits: Limits | None = None
+) -> Coordinator:
     info = RunInfo(
         run_id="run",
         dest=dest,
@@ -38,7 +40,7 @@ def made(tmp_path: Path, dest: str | None = None, *, keep_staged: bool = False) 
         ack="staged",
         writers=WriterOptions(),
         upload=UploadOptions(keep_staged=keep_staged),
-        limits=Limits(),
+        limits=limits or Limits(),
     )
     return Coordinator(spec, LedgerOptions(), {})
 
@@ -93,12 +95,33 @@ def test_what_an_uploader_was_told_to_free_and_did_not_is_gone_when_the_run_is_s
         tasks = await coordinator.take_uploads(0, frozenset(), 10, 2**20)
         assert tasks is not None
         outcomes = [UploadOutcome(task.key, task.attempt, verification=Verification.VERIFIED) for task in tasks]
-        await coordinator.uploaded(outcomes, UploaderMeasures())  # the answer never comes to anybody
+        await coordinator.uploaded(0, outcomes, UploaderMeasures())  # the answer never comes to anybody
         assert (tmp_path / "key.pt").exists()
         await coordinator.stop(True)
 
     asyncio.run(run())
     assert (tmp_path / "key.pt").exists() is keep_staged
+
+
+def test_what_is_uploaded_takes_its_room_in_staging_until_it_is_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_sink.runtime.coordinator._POLL_S", 0.01)
+    coordinator = made(tmp_path, "memory://bucket", limits=Limits(staging_bytes=2**20))
+    staging = Staging(PosixFilesystem(), tmp_path, "run")
+
+    async def run() -> None:
+        temp = staging.stage(await coordinator.ready(), "attempt.0", "key.pt", [b"x" * 2**20])
+        await coordinator.decide([Proposal("key", "attempt", (temp,))])
+        assert not await coordinator.reserve("next", 1)
+        done = UploadOutcome("key", "attempt", verification=Verification.VERIFIED)
+        (file,) = await coordinator.uploaded(0, [done], UploaderMeasures())
+        assert file == temp.file
+        assert not await coordinator.reserve("next", 1), "it is still there"
+        await coordinator.freed(0)
+        assert await coordinator.reserve("next", 1)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("shared", [False, True])
