@@ -38,7 +38,8 @@ def kill_before_each(jobs: Jobs, folder: Path, calls: list[Call], count: int, *,
             run = Run.at(jobs, at, PLAN, *AT_A_TIME, with_dest=with_dest)
             return run.killed_at(chosen, *again)
 
-        fire(call, folder / str(number), killed, in_turns=with_dest)
+        # file operations that are waited for are made by whichever thread has nothing to do
+        fire(call, folder / str(number), killed, in_turns=True)
 
 
 @pytest.mark.row(1)
