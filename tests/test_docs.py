@@ -37,11 +37,13 @@ print("all of it ran")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_pages_code_runs_as_it_stands(tmp_path: Path, s3_bucket: S3Bucket) -> None:
+    (tmp_path / "nvme").mkdir()
     for page in WITH_CODE:
         script = "".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
         for place in re.findall(r"/mnt/shared/runs/[\w-]+", script):
             (tmp_path / "shared" / Path(place).relative_to("/mnt/shared")).mkdir(parents=True, exist_ok=True)
         script = script.replace("s3://bucket", s3_bucket.url).replace("/mnt/shared", str(tmp_path / "shared"))
+        script = script.replace("/mnt/nvme", str(tmp_path / "nvme"))
         # a file: Ray looks for the source of what it runs
         (tmp_path / f"{page.stem}.py").write_text(script)
     (tmp_path / "all.py").write_text(_ONE_AFTER_THE_OTHER)
