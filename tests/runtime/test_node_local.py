@@ -27,12 +27,12 @@ def node_local(run: Run, **arguments: Any) -> Sink:
     return run.sink(**{"staging": NodeLocal(str(run.staging)), "ack": "uploaded", **arguments})
 
 
-def model(batch: dict[str, Any]) -> dict[str, Any]:
-    return {"id": batch["id"], "p": np.stack([np.full((16, 16), float(i)) for i in batch["id"]])}
-
-
 def test_a_dataset_goes_to_the_bucket_and_comes_back_without_any_disk(run: Run) -> None:
     ds = ray.data.range(24, override_num_blocks=6)
+
+    # by value: Ray's processes do not import the tests
+    def model(batch: dict[str, Any]) -> dict[str, Any]:
+        return {"id": batch["id"], "p": np.stack([np.full((16, 16), float(i)) for i in batch["id"]])}
 
     def half() -> None:
         with node_local(run) as sink:
