@@ -92,9 +92,10 @@ class Round:
 
     def _repeat(self, proposal: Proposal, winner: Proposal, receipt: Receipt | None) -> Decision:
         """A later attempt gets the winner's receipt; a different row of the same dataset gets an error."""
+        # also of one attempt: that of another row, which was found at the destination
+        if _different_rows(proposal.source, winner.source):
+            return _refused(proposal.key, _duplicate_error(proposal, winner))
         if proposal.attempt != winner.attempt:
-            if _different_rows(proposal.source, winner.source):
-                return _refused(proposal.key, _duplicate_error(proposal, winner))
             if [temp.file for temp in proposal.files] == [temp.file for temp in winner.files]:
                 self.counts = replace(self.counts, retries=self.counts.retries + 1)
             else:

@@ -219,7 +219,7 @@ def _as_found(proposal: Proposal, outcome: UploadOutcome) -> Proposal:
     if outcome.file is None:
         return proposal
     files = (TempFile(proposal.files[0].temp, outcome.file),)
-    return Proposal(proposal.key, outcome.attempt, files, None, proposal.notes)
+    return Proposal(proposal.key, outcome.attempt, files, proposal.source, proposal.notes)
 
 
 def _result(error: SinkError | None, decision: Decision) -> Receipt | SinkError:

@@ -137,6 +137,20 @@ def test_of_two_at_a_time_one_has_the_name_and_both_its_receipt(bench: Bench) ->
     assert bench.store.read_checksum("a.npy") == found[0].files[0].checksum
 
 
+def test_two_rows_of_one_key_at_a_time_are_an_error_of_the_later_one(bench: Bench) -> None:
+    """Both were foreseen to have it; who finds the other's object must not take that for a try of its own."""
+
+    def faster() -> None:
+        bench.before_commit = lambda: None
+        found.append(bench.writer("two").write_batch([output("a", 2, "t2", "x/2")])[0])
+
+    found: list[Receipt | SinkError] = []
+    bench.before_commit = faster
+    found.append(bench.writer("one").write_batch([output("a", 1, "t1", "x/1")])[0])
+    assert sum(isinstance(one, DuplicateKeyError) for one in found) == 1
+    assert [one.attempt for one in found if isinstance(one, Receipt)] == ["t1"]
+
+
 def test_what_is_committed_or_refused_is_not_sent_again(bench: Bench) -> None:
     writer = bench.writer()
     first = good(writer.write_batch([output("a", 1, "t1", "x/1")])[0])
