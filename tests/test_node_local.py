@@ -21,7 +21,7 @@ from ray_sink.node_local import LocalFile, LocalFolder, NodeLocalPublishing, Upl
 from ray_sink.patience import Patience
 from ray_sink.records import Decision, Proposal, Receipt, RunInfo, State, UploadOutcome, UploadTask
 from ray_sink.stores import open_store
-from ray_sink.uploader import Uploader
+from ray_sink.uploader import ATTEMPT, CHECKSUM, RUN, Uploader
 from ray_sink.writer import Output, Writer
 from tests.servers import S3Bucket
 from tests.stores.conftest import sign_in
@@ -135,6 +135,14 @@ def test_of_two_at_a_time_one_has_the_name_and_both_its_receipt(bench: Bench) ->
     assert found[0] == found[1]
     assert found[0].attempt == "t1"
     assert bench.store.read_checksum("a.npy") == found[0].files[0].checksum
+
+
+def test_another_attempts_object_that_is_not_what_it_says_is_not_taken(bench: Bench, s3_bucket: S3Bucket) -> None:
+    said = {RUN: "run", ATTEMPT: "t0", CHECKSUM: "crc64nvme:0123456789abcdef"}
+    s3_bucket.server.client().put_object(Bucket=s3_bucket.name, Key="a.npy", Body=b"torn", Metadata=said)
+    receipt = good(bench.writer().write_batch([output("a", 1, "t1")])[0])
+    assert receipt.attempt == "t1"
+    assert bench.store.read_checksum("a.npy") == receipt.files[0].checksum
 
 
 def test_two_rows_of_one_key_at_a_time_are_an_error_of_the_later_one(bench: Bench) -> None:
