@@ -149,7 +149,8 @@ def plain_array(column: Column) -> pa.Array | None:
             return None
         column = column.detach().cpu().numpy()
     if isinstance(column, np.ndarray) and column.dtype != object:
-        return pa.array(column) if column.ndim == 1 and column.dtype.kind in "biufUMm" else None
+        # arrow would share the memory, and the model may use it again
+        return pa.array(column.copy()) if column.ndim == 1 and column.dtype.kind in "biufUMm" else None
     values = list(column)
     if all(value is None or isinstance(value, str) for value in values):
         return pa.array(values, pa.string())

@@ -21,6 +21,7 @@ from ray_sink.errors import SinkClosedError, SinkError
 from ray_sink.meters import ProducerMeter
 from ray_sink.offload import Offload
 from ray_sink.records import Receipt, State, Verification, uploaded_receipt
+from ray_sink.runtime.aside import Aside
 from ray_sink.runtime.calls import own_error, result
 from ray_sink.runtime.lease import Lease
 from ray_sink.runtime.messages import RunSpec, Submission, WriteReply, WriterInfo
@@ -29,6 +30,8 @@ from ray_sink.runtime.ticket import Settling, Ticket, tickets_for
 
 _BY_VALUE_BYTES = 64 * 1024
 """Smaller payloads travel inside the call: an object of their own costs more than it saves."""
+_BESIDE = 2
+"""Batches that wait to be copied beside their producer: each is in memory twice meanwhile."""
 _TRIES = 20
 _REPORT_S = 5.0
 
@@ -71,6 +74,7 @@ class Connection:
         ask(coordinator.producer_opened.remote(self._name, needs_goodbye))
         self._lease = Lease(spec.limits.inflight_outputs, self._acquire)
         self._offload = Offload(spec.limits.device_bytes, Cuda())
+        self._copier = Aside(_BESIDE, "ray_sink-copy")
         self._meter = ProducerMeter(self._name, lambda: self._offload.waited_s)
         self._lock = threading.Lock()
         self._load: dict[str, int] = {}
@@ -106,6 +110,7 @@ class Connection:
         whoever waits for its tickets, as long as this process lives.
         """
         self._offload.close()
+        self._copier.close()
         if not complete:
             self._ending = True
             return
@@ -114,21 +119,25 @@ class Connection:
             goodbye = self._coordinator.producer_closed
             ask(goodbye.remote(self._node, self._meter.measures(), self._failures))
         else:
-            self._report()
+            self.report()
 
     # -- accepting ---------------------------------------------------------------------------------------------------
 
-    def send(self, keys: tuple[str, ...], sources: tuple[str | None, ...], checked: Checked) -> list[Ticket]:
-        """Accept a batch; returns when the caller may overwrite it."""
+    def send(
+        self, keys: tuple[str, ...], sources: tuple[str | None, ...], checked: Checked, *, copy: bool
+    ) -> list[Ticket]:
+        """Accept a batch; returns when the caller may overwrite it, or at once where it has given it away."""
         layout, tensors = taken_apart(checked)
         if self._offload.takes(tensors):
             try:
                 return self._send_from_gpu(keys, sources, layout, tensors)
             except torch.OutOfMemoryError:
                 pass  # then it is brought to the host while the producer waits
+        n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if not copy and n_bytes > _BY_VALUE_BYTES:
+            return self._send_beside(keys, sources, checked, n_bytes)
         with self._meter.copying():
             packed = pack(checked)
-        n_bytes = packed_bytes(packed)
         with self._meter.wanting_credit():
             self._lease.take(len(keys), n_bytes)
         try:
@@ -142,6 +151,25 @@ class Connection:
         batch.payload, batch.n_bytes = payload, n_bytes
         self._meter.sent(n_bytes)
         self._submit(batch)
+        return tickets
+
+    def _send_beside(
+        self, keys: tuple[str, ...], sources: tuple[str | None, ...], checked: Checked, n_bytes: int
+    ) -> list[Ticket]:
+        """Accept a batch that nobody will write to: it is copied while the producer goes on."""
+        with self._meter.wanting_credit():
+            self._lease.take(len(keys), n_bytes)
+        batch, tickets = self._accepted(keys, sources)
+        batch.n_bytes = n_bytes
+
+        def job() -> None:
+            try:
+                self._send_packed(batch, pack(checked))
+            except BaseException as error:  # noqa: BLE001 -- told to whoever waits for the batch
+                self._settle(batch, [_stranded(error, key) for key in keys])
+
+        with self._meter.copying():
+            self._copier.submit(job)
         return tickets
 
     def _send_from_gpu(
@@ -170,14 +198,18 @@ class Connection:
 
     def _send_on(self, batch: _Batch, packed: Packed) -> None:
         """On the offload's thread, with a batch that is in host memory for as long as this takes."""
-        if not ray.is_initialized():
-            raise SinkClosedError("Ray was shut down before this output was written: close the sink first")
         n_bytes = packed_bytes(packed)
         self._lease.take_bytes(n_bytes)
         batch.n_bytes = n_bytes
+        self._send_packed(batch, packed)
+
+    def _send_packed(self, batch: _Batch, packed: Packed) -> None:
+        """Beside the producer, with a batch that has its room."""
         try:
+            if not ray.is_initialized():
+                raise SinkClosedError("Ray was shut down before this output was written: close the sink first")
             batch.payload = _payload(packed)
-            self._meter.sent(n_bytes)
+            self._meter.sent(batch.n_bytes)
             self._submit(batch)
         except BaseException:
             self._let_go(batch, False)
@@ -241,7 +273,7 @@ class Connection:
         batch.payload = None
         self._lease.free_bytes(batch.n_bytes)
         if credit_wanted:
-            self._todo.put(self._report)
+            self._todo.put(self.report)
 
     def _staged(self, batch: _Batch, outcomes: Sequence[Receipt | Exception]) -> None:
         dest = self._spec.info.dest
@@ -283,13 +315,14 @@ class Connection:
                     return  # Ray was shut down under us, and a call would start it anew
                 if self._ending and not self.outstanding:
                     return
-                self._report()
+                self.report()
                 continue
             if job is None:
                 return
             job()
 
-    def _report(self) -> None:
+    def report(self) -> None:
+        """Tell the coordinator what this producer has counted, and give back what it does not use."""
         held, granted = self._lease.trim()
         # nobody waits for this: a report that is lost is followed by the next
         self._coordinator.hold.remote(self._node, held, granted, self._meter.measures())
@@ -316,7 +349,7 @@ def _payload(packed: Packed) -> Any:
 def _stranded(error: BaseException, key: str) -> Exception:
     if isinstance(error, SinkError):
         return error
-    failure = SinkError(f"key {key!r}: it did not come from the GPU into the object store: {error}")
+    failure = SinkError(f"key {key!r}: it did not come into the object store: {error}")
     failure.__cause__ = error
     return failure
 

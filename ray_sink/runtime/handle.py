@@ -32,9 +32,10 @@ from ray_sink.writer import check_output
 class SinkHandle:
     """Writes outputs from any process of the cluster; picklable, and each copy is a producer of its own.
 
-    When `write` or `write_batch` returns, the caller may overwrite its tensors. `close` (or the ``with`` block) flushes
-    and says goodbye; a producer that never did makes ``Sink.close()`` raise. Leaving the block by an exception waits
-    for ``limits.drain_s`` at most, and says goodbye if all had their receipts by then. Safe under several threads.
+    When `write` or `write_batch` returns, the caller may overwrite its tensors, unless it gave them away. `close` (or
+    the ``with`` block) flushes and says goodbye; a producer that never did makes ``Sink.close()`` raise. Leaving the
+    block by an exception waits for ``limits.drain_s`` at most, and says goodbye if all had their receipts by then. Safe
+    under several threads.
     """
 
     def __init__(self, spec: RunSpec, coordinator: Any, *, needs_goodbye: bool = True) -> None:
@@ -85,7 +86,12 @@ class SinkHandle:
         return self.write_batch([key], [value], sources=None if source is None else [source])[0]
 
     def write_batch(
-        self, keys: Sequence[str], batch: object, *, sources: Sequence[str | None] | None = None
+        self,
+        keys: Sequence[str],
+        batch: object,
+        *,
+        sources: Sequence[str | None] | None = None,
+        copy: bool = True,
     ) -> list[Ticket]:
         """Accept a batch of outputs, as one object.
 
@@ -94,6 +100,8 @@ class SinkHandle:
             batch: a mapping of tensors or numpy arrays by name, or one of them, whose first dimension runs over the
                 outputs; or a sequence with a value for each output, as in `write`.
             sources: identities of the input rows, where they are known.
+            copy: False gives the batch away: nobody writes to its memory any more, and it is copied beside the caller,
+                who does not wait for that. Tensors on a GPU are copied there in either case.
 
         Returns:
             A ticket for each output.
@@ -115,7 +123,7 @@ class SinkHandle:
         checked = self._checked(keys, batch)
         if not keys:
             return []
-        return self._connect().send(keys, tuple(sources or [None] * len(keys)), checked)
+        return self._connect().send(keys, tuple(sources or [None] * len(keys)), checked, copy=copy)
 
     def _checked(self, keys: tuple[str, ...], batch: object) -> Checked:
         """Check everything, and look at no data."""
@@ -171,6 +179,11 @@ class SinkHandle:
             if self._connection is None:
                 self._connection = Connection(self._spec, self._coordinator, needs_goodbye=self._needs_goodbye)
             return self._connection
+
+    def let_go(self) -> None:
+        """Give back room that is leased and not in use: this process may end without a goodbye."""
+        if self._connection is not None:
+            self._connection.report()
 
     @property
     def outstanding(self) -> int:

@@ -7,6 +7,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from ray_sink.records import Receipt
 from ray_sink.runtime.batches import Batch, scalars
 from ray_sink.runtime.columns import kept_columns, plain_array, select
 from ray_sink.runtime.failing import failures_of, one_error, unwrapped
+from ray_sink.runtime.holders import columns_of_ours
 from ray_sink.runtime.keying import KeyTemplate, duplicate_error, missing_error, require_unique
 from ray_sink.runtime.receipts import SCHEMA, receipt_table
 from ray_sink.runtime.rows import SOURCE
@@ -119,43 +121,44 @@ class SinkStage:
         thread = getattr(self, "_thread", None)
         if thread is not None:
             thread.stop()
+            self.spec.handle.let_go()
 
     # -- on the model's thread ---------------------------------------------------------------------------------------
 
     def _serve(self, batch: Any, args: Sequence[Any], kwargs: Mapping[str, Any], model: Any) -> _Served:
-        batch, held = self._take_in(batch)
-        result = model(batch, *args, **kwargs)
+        given, held = self._take_in(batch)
         del batch
-        if inspect.isawaitable(result) or inspect.isasyncgen(result):
+        # outputs are in lists of one: a variable would hold them, too, see `columns_of_ours`
+        made = [model(given.pop(), *args, **kwargs)]
+        if inspect.isawaitable(made[0]) or inspect.isasyncgen(made[0]):
             raise ConfigError(f"{_name(self.spec.model)} returned an awaitable: make its __call__ an `async def`")
-        outputs = result if isinstance(result, Iterator) else iter([result])
-        del result
+        if not isinstance(made[0], Iterator):
+            return _Served([self._hand_over(made, held)], held.names)
+        outputs = made.pop()
         pieces = []
-        for output in outputs:
-            pieces.append(self._hand_over(output, held))
-            del output  # before the model makes the next one
+        while made := list(itertools.islice(outputs, 1)):
+            pieces.append(self._hand_over(made, held))
         return _Served(pieces, held.names)
 
     async def _serve_async(self, batch: Any, args: Sequence[Any], kwargs: Mapping[str, Any], model: Any) -> _Served:
-        batch, held = self._take_in(batch)
-        result = model(batch, *args, **kwargs)
+        given, held = self._take_in(batch)
+        del batch
+        result = model(given.pop(), *args, **kwargs)
         if not isinstance(result, AsyncIterator):
-            return _Served([self._hand_over(await result, held)], held.names)
+            return _Served([self._hand_over([await result], held)], held.names)
         pieces = []
-        async for output in result:
-            pieces.append(self._hand_over(output, held))
-            del output
+        with suppress(StopAsyncIteration):
+            while True:
+                pieces.append(self._hand_over([await anext(result)], held))
         return _Served(pieces, held.names)
 
-    def _take_in(self, raw: Any) -> tuple[Any, _Input]:
-        """The batch as the model gets it, and what must be remembered of it."""
+    def _take_in(self, raw: Any) -> tuple[list[Any], _Input]:
+        """The batch as the model gets it, in a list that alone holds it, and what must be remembered of it."""
         sources: list[str] | None = None
         if SOURCE in raw if isinstance(raw, Mapping | pd.DataFrame) else SOURCE in raw.column_names:
             sources = scalars(SOURCE, Batch(raw).column(SOURCE))
             raw = _without(raw, SOURCE)
-        # models put their outputs into the batch that they got
-        shallow = dict(raw) if isinstance(raw, Mapping) else raw.copy(deep=False) if _is_frame(raw) else raw
-        before = Batch(shallow)
+        before = Batch(raw)
         keys = None
         if not self.spec.key.missing(before.names):
             keys = self.spec.key.keys_of(before)
@@ -164,10 +167,14 @@ class SinkStage:
         if self.spec.source is not None:
             names = self.spec.source.keys_of(before)
             require_unique(names, "a batch", source=self.spec.source)
-        return raw, _Input(before, keys, sources, names)
+        # models put their outputs into the batch that they got
+        given = dict(raw) if isinstance(raw, Mapping) else raw.copy(deep=False) if _is_frame(raw) else raw
+        return [given], _Input(before, keys, sources, names)
 
-    def _hand_over(self, raw: Any, held: _Input) -> _Piece:
-        output = Batch(raw)
+    def _hand_over(self, made: list[Any], held: _Input) -> _Piece:
+        """Save the one output in `made`; what nobody else holds of it is copied beside the model."""
+        ours = columns_of_ours(made)
+        output = Batch(made.pop())
         saved = select(self.spec.columns, output, {name: held.before.column(name) for name in held.before.names})
         keys, from_input = self._keys(output, held)
         kept = kept_columns(output, saved.names)
@@ -179,10 +186,11 @@ class SinkStage:
         if again:
             raise duplicate_error(again, "the model's output for one batch")
         held.seen.update(keys)
-        tickets = (
-            self.spec.handle.write_batch(keys, saved.value, sources=self._sources(keys, output, held)) if keys else []
-        )
-        return _Piece(tickets, kept)
+        if not keys:
+            return _Piece([], kept)
+        sources = self._sources(keys, output, held)
+        copy = not ours.issuperset(saved.names)
+        return _Piece(self.spec.handle.write_batch(keys, saved.value, sources=sources, copy=copy), kept)
 
     def _keys(self, output: Batch, held: _Input) -> tuple[list[str], list[str]]:
         """The keys of an output, each of their columns from the output if it is there, else from the input."""

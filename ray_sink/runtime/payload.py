@@ -75,7 +75,10 @@ def as_tensor(value: object, what: str) -> torch.Tensor:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             try:
-                # negative strides and foreign byte orders have no torch view
+                return torch.from_numpy(value)
+            except (TypeError, ValueError):
+                pass  # negative strides and foreign byte orders have no torch view
+            try:
                 return torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")).reshape(value.shape))
             except TypeError:
                 pass
