@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ray_sink.errors import SinkError
     from ray_sink.publishing import Encode, FileSlot, Prepared, Publishing
 
+WorkT = TypeVar("WorkT")
 FileT = TypeVar("FileT")
 """See `ray_sink.publishing.FileT`."""
 Decide = Callable[[Sequence[Proposal]], Sequence[Decision]]
@@ -184,6 +185,10 @@ class MeasuredPublishing(Generic[FileT]):
         self._meter.encode.add(encoded_s)
         self._meter.stage.add(self._meter.clock() - began_s - encoded_s)
         return made
+
+    def together(self, work: Callable[[], WorkT]) -> WorkT:
+        """See `Publishing.together`."""
+        return self._publishing.together(work)
 
     def discard(self, files: Sequence[FileT]) -> None:
         """See `Publishing.discard`."""

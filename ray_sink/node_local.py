@@ -26,7 +26,7 @@ from ray_sink.errors import SinkError, StagingError
 from ray_sink.filesystem import chunks_of
 from ray_sink.keys import RESERVED
 from ray_sink.patience import Patience
-from ray_sink.publishing import Encode, FileSlot, Prepared, about
+from ray_sink.publishing import Encode, FileSlot, Prepared, WorkT, about
 from ray_sink.records import (
     Decision,
     FileRecord,
@@ -174,6 +174,10 @@ class NodeLocalPublishing:
             return LocalFile(TempFile(f"{self._term}/{name}", FileRecord(slot.path, size, checksum.text)), local)
 
         return self._patience.again(again)
+
+    def together(self, work: Callable[[], WorkT]) -> WorkT:
+        """See `Publishing.together`."""
+        return work()
 
     def discard(self, files: Sequence[LocalFile]) -> None:
         """See `Publishing.discard`."""

@@ -46,6 +46,7 @@ class Patience:
         self._clock = clock
         self._sleep = sleep
         self._idle: list[_Hand] = []
+        self._watched = threading.local()
         weakref.finalize(self, _leave_all, self._idle)
 
     def again(self, attempt: Callable[[int], T]) -> T:
@@ -80,7 +81,7 @@ class Patience:
         raise AssertionError("count() has no end")
 
     def within(self, doing: str, call: Callable[[Tick], T]) -> T:
-        """Return what `call` returns, unless it shows no life for `wait_s`.
+        """Return what `call` returns, unless it shows no life for `wait_s`. Inside another one, a step of that.
 
         A thread inside a file operation cannot be stopped: it is left behind, and whatever it still does must be
         harmless.
@@ -88,33 +89,52 @@ class Patience:
         Raises:
             StagingError: it was given up; caused by a TimeoutError.
         """
+        outer: _Watch | None = getattr(self._watched, "watch", None)
+        if outer is not None:
+            outer.begin(doing)
+            return call(outer.tick)
         ended = threading.Event()
         results: list[T] = []
         errors: list[BaseException] = []
-        last_s = self._clock()
-
-        def tick() -> None:
-            nonlocal last_s
-            last_s = self._clock()
+        watch = _Watch(self._clock)
+        watch.begin(doing)
 
         def run() -> None:
+            self._watched.watch = watch
             try:
-                results.append(call(tick))
+                results.append(call(watch.tick))
             except BaseException as error:  # noqa: BLE001 - raised where it is waited for
                 errors.append(error)
             finally:
+                self._watched.watch = None
                 ended.set()
 
         hand = self._idle.pop() if self._idle else _Hand()
         hand.take(run)
-        while not ended.wait(max(0.0, last_s + self._wait_s - self._clock())):
-            if self._clock() - last_s >= self._wait_s:
+        while not ended.wait(max(0.0, watch.last_s + self._wait_s - self._clock())):
+            if self._clock() - watch.last_s >= self._wait_s:
                 hand.leave()
-                raise silence(doing, self._wait_s)
+                raise silence(watch.doing, self._wait_s)
         self._idle.append(hand)
         if errors:
             raise errors[0]
         return results[0]
+
+
+class _Watch:
+    """What a call is doing, and when it last showed life."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.doing = ""
+        self.last_s = 0.0
+
+    def begin(self, doing: str) -> None:
+        self.doing = doing
+        self.tick()
+
+    def tick(self) -> None:
+        self.last_s = self._clock()
 
 
 class _Hand:

@@ -29,6 +29,7 @@ FileT = TypeVar("FileT")
 """A file that is encoded and has no final name yet."""
 ResultT = TypeVar("ResultT")
 """What a published output becomes."""
+WorkT = TypeVar("WorkT")
 
 Encode = Callable[[BinaryIO], None]
 
@@ -79,7 +80,8 @@ class Publishing(Protocol[FileT, ResultT]):
 
     The order of calls, for each batch:
 
-    1. `prepare`, once for each file, several at a time. After an error nothing of that file is left.
+    1. `prepare`, once for each file, several at a time; `together` around those that come one after the other. After an
+       error nothing of that file is left.
     2. `discard`, for the files of each output of which another file failed.
     3. `publish`, once, with all outputs that are left.
     """
@@ -91,6 +93,13 @@ class Publishing(Protocol[FileT, ResultT]):
             SinkError: this file cannot be had.
             OSError: likewise.
             Exception: whatever `encode` raised.
+        """
+
+    def together(self, work: Callable[[], WorkT]) -> WorkT:
+        """Return what `work` returns, which calls `prepare` for several small files.
+
+        Raises:
+            StagingError: one of them hangs; what came of the others is not known.
         """
 
     def discard(self, files: Sequence[FileT]) -> None:
@@ -178,6 +187,10 @@ class ReplacePublishing:
                         f"{here} is in the way: a folder is needed there, and a symlink or file is found"
                     ) from None
         self._made.add(folder)
+
+    def together(self, work: Callable[[], WorkT]) -> WorkT:
+        """See `Publishing.together`."""
+        return work()
 
     def discard(self, files: Sequence[_Beside]) -> None:
         """See `Publishing.discard`."""
@@ -286,6 +299,10 @@ class DecidedPublishing:
             return self._patience.within(doing, lambda tick: stage(anew, tick))
 
         return self._patience.again(again)
+
+    def together(self, work: Callable[[], WorkT]) -> WorkT:
+        """See `Publishing.together`."""
+        return self._patience.within(f"staging in {self._staging.root}", lambda tick: work())
 
     def discard(self, files: Sequence[TempFile]) -> None:
         """See `Publishing.discard`."""

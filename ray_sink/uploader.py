@@ -8,13 +8,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
+from ray_sink.aside import Aside
 from ray_sink.checksum import Checksum
 from ray_sink.config import UploadOptions
 from ray_sink.errors import (
@@ -111,10 +111,8 @@ class Uploader:
             clock=clock,
             on_change=lambda before, after: emit(ConcurrencyChanged(before, after)),
         )
-        self._pool: ThreadPoolExecutor | None = None
-        self._room = threading.BoundedSemaphore(2 * options.concurrency)
+        self._aside = Aside(options.concurrency, 2 * options.concurrency, "upload")
         self._state = threading.Lock()
-        self._closed = False
         self._callback_errors: list[Exception] = []
 
     def upload(self, task: UploadTask) -> UploadOutcome:
@@ -185,20 +183,9 @@ class Uploader:
             except Exception as error:  # noqa: BLE001 raised by `close`
                 with self._state:
                     self._callback_errors.append(error)
-            finally:
-                self._room.release()
 
-        self._room.acquire()
-        try:
-            with self._state:
-                if self._closed:
-                    raise SinkClosedError("the uploader is closed")
-                if self._pool is None:
-                    self._pool = ThreadPoolExecutor(self._options.concurrency, thread_name_prefix="upload")
-                self._pool.submit(run)
-        except BaseException:
-            self._room.release()
-            raise
+        if not self._aside.submit(run):
+            raise SinkClosedError("the uploader is closed")
 
     def free(self, files: Iterable[FileRecord]) -> int:
         """Remove staged files whose upload the ledger has made durable; folders stay.
@@ -231,11 +218,7 @@ class Uploader:
         Raises:
             Exception: what a `done` raised; an ExceptionGroup when there are several.
         """
-        with self._state:
-            self._closed = True
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=True)
+        self._aside.close(wait=True)
         with self._state:
             errors, self._callback_errors = self._callback_errors, []
         raise_all("upload callbacks failed", errors)

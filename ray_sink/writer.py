@@ -41,6 +41,8 @@ __all__ = [
     "pieces_of",
 ]
 
+_SMALL_BYTES = 128 * 2**10
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Output:
@@ -123,13 +125,36 @@ def check_output(key: object, value: object, file_format: Format, dict_mode: Dic
 
 
 @dataclass(slots=True, eq=False)
+class _File(Generic[FileT]):
+    """One file on its way."""
+
+    slot: FileSlot
+    encode: Callable[[BinaryIO], None]
+    notes: list[str]
+    made: FileT | Exception | None = None
+
+
+@dataclass(slots=True, eq=False)
 class _Encoded(Generic[FileT]):
-    """An output on its way: what is written of it, and the first thing that went wrong."""
+    """An output on its way: its files, or why it has none."""
 
     output: Output
-    files: list[FileT] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    error: Exception | None = None
+    files: list[_File[FileT]] = field(default_factory=list)
+    refused: SinkError | None = None
+
+    @property
+    def error(self) -> Exception | None:
+        """The first thing that went wrong."""
+        return self.refused or next((file.made for file in self.files if isinstance(file.made, Exception)), None)
+
+    @property
+    def made(self) -> tuple[FileT, ...]:
+        """What is written of it, in order."""
+        return tuple(file.made for file in self.files if file.made is not None and not isinstance(file.made, Exception))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(note for file in self.files for note in file.notes)
 
 
 class Writer(Generic[FileT, ResultT]):
@@ -149,6 +174,7 @@ class Writer(Generic[FileT, ResultT]):
         self.dict_mode = dict_mode
         self._publishing = publishing
         self._appends = bool(getattr(file_format, "appends", False))
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ray_sink-encode") if threads > 1 else None
 
     def __enter__(self) -> Writer[FileT, ResultT]:
@@ -175,36 +201,35 @@ class Writer(Generic[FileT, ResultT]):
         Raises:
             Exception: what the policy's callables raised that is no SinkError. Nothing is known of the batch then.
         """
-        batch = [self._encoded(output, run) for output, run in [(output, self._start(output)) for output in outputs]]
+        batch = [self._taken_apart(output) for output in outputs]
+        self._prepare(batch)
         for encoded in batch:
             if encoded.error is not None:
-                self._publishing.discard(encoded.files)
+                self._publishing.discard(encoded.made)
         ready = [encoded for encoded in batch if encoded.error is None]
         published = iter(
             self._publishing.publish(
-                [
-                    Prepared(e.output.key, e.output.attempt, e.output.source, tuple(e.files), tuple(e.notes))
-                    for e in ready
-                ]
+                [Prepared(e.output.key, e.output.attempt, e.output.source, e.made, e.notes) for e in ready]
             )
             if ready
             else []
         )
         return [
-            next(published) if encoded.error is None else self._failure(encoded.output.key, encoded.error)
+            next(published) if (error := encoded.error) is None else self._failure(encoded.output.key, error)
             for encoded in batch
         ]
 
-    def _start(self, output: Output) -> list[Callable[[], tuple[FileT, list[str]]]] | Exception:
-        """Begin to encode every file of `output`; each callable returned waits for one."""
+    def _taken_apart(self, output: Output) -> _Encoded[FileT]:
+        encoded = _Encoded[FileT](output)
         try:
             pieces = pieces_of(output.key, output.value, self.file_format, self.dict_mode)
         except SinkError as error:
-            return error
-        jobs = [self._job(output, number, piece) for number, piece in enumerate(pieces)]
-        return [self._pool.submit(job).result for job in jobs] if self._pool is not None else jobs
+            encoded.refused = error
+        else:
+            encoded.files = [self._file(output, number, piece) for number, piece in enumerate(pieces)]
+        return encoded
 
-    def _job(self, output: Output, number: int, piece: Piece) -> Callable[[], tuple[FileT, list[str]]]:
+    def _file(self, output: Output, number: int, piece: Piece) -> _File[FileT]:
         notes: list[str] = []
 
         def encode(file: BinaryIO) -> None:
@@ -212,29 +237,42 @@ class Writer(Generic[FileT, ResultT]):
             # all of them anew: a file that failed is encoded again
             notes[:] = told if piece.name is None else (f"{piece.name}: {note}" for note in told)
 
-        def job() -> tuple[FileT, list[str]]:
-            bound_bytes = values.encoded_bound_bytes(piece.value)
-            slot = FileSlot(piece.path, output.attempt, number, bound_bytes, appends=self._appends)
-            return self._publishing.prepare(slot, encode), notes
+        bound_bytes = values.encoded_bound_bytes(piece.value)
+        return _File(FileSlot(piece.path, output.attempt, number, bound_bytes, appends=self._appends), encode, notes)
 
-        return job
-
-    def _encoded(self, output: Output, run: list[Callable[[], tuple[FileT, list[str]]]] | Exception) -> _Encoded[FileT]:
-        encoded = _Encoded[FileT](output)
-        if isinstance(run, Exception):
-            encoded.error = run
-            return encoded
-        for wait in run:
-            if encoded.error is not None and self._pool is None:
-                break  # the rest of it was not begun
+    def _prepare(self, batch: Sequence[_Encoded[FileT]]) -> None:
+        if self._pool is None:
+            for encoded in batch:
+                for file in encoded.files:
+                    file.made = self._made(file)
+                    if isinstance(file.made, Exception):
+                        break  # the rest of it is not begun
+            return
+        groups = self._groups([file for encoded in batch for file in encoded.files])
+        for group, run in [(group, self._pool.submit(self._all_made, group)) for group in groups]:
             try:
-                file, notes = wait()
-            except Exception as error:  # noqa: BLE001 - anyone's format may raise anything; it becomes an outcome
-                encoded.error = encoded.error or error
-            else:
-                encoded.files.append(file)
-                encoded.notes.extend(notes)
-        return encoded
+                made = run.result()
+            except StagingError as error:
+                made = [error] * len(group)
+            for file, result in zip(group, made, strict=True):
+                file.made = result
+
+    def _groups(self, files: Sequence[_File[FileT]]) -> list[list[_File[FileT]]]:
+        """Files that a thread writes one after the other: to hand one over takes as long as to write a small one."""
+        small = [file for file in files if file.slot.bound_bytes <= _SMALL_BYTES]
+        each = -(-len(small) // self._threads)
+        return [[file] for file in files if file.slot.bound_bytes > _SMALL_BYTES] + [
+            small[start : start + each] for start in range(0, len(small), each or 1)
+        ]
+
+    def _all_made(self, group: Sequence[_File[FileT]]) -> list[FileT | Exception]:
+        return self._publishing.together(lambda: [self._made(file) for file in group])
+
+    def _made(self, file: _File[FileT]) -> FileT | Exception:
+        try:
+            return self._publishing.prepare(file.slot, file.encode)
+        except Exception as error:  # noqa: BLE001 - anyone's format may raise anything; it becomes an outcome
+            return error
 
     def _failure(self, key: str, error: Exception) -> SinkError:
         if isinstance(error, SinkError):

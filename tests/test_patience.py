@@ -119,3 +119,29 @@ def test_calls_share_a_thread_and_the_one_that_hangs_is_left_to_itself() -> None
     del patience
     other.join(10)
     assert not other.is_alive()
+
+
+def test_a_call_inside_another_is_a_step_of_it_on_the_same_thread() -> None:
+    patience = a_patience()
+
+    def both(tick: Tick) -> tuple[int, int]:
+        return threading.get_ident(), patience.within("a step", lambda tick: threading.get_ident())
+
+    outer, inner = patience.within("all of it", both)
+    assert outer == inner
+    # and the thread is as it was: the next call is its own again
+    assert patience.within("", lambda tick: threading.current_thread().name) == "ray_sink-file"
+
+
+def test_steps_that_get_on_are_not_given_up_and_the_one_that_hangs_is_named() -> None:
+    hangs = threading.Event()
+    patience = Patience(0.5)
+
+    def steps(tick: Tick) -> None:
+        for number in range(8):
+            patience.within(f"step {number}", lambda tick: hangs.wait(0.1))
+        patience.within("the last step", lambda tick: hangs.wait(30))
+
+    with pytest.raises(StagingError, match=r"^the last step: .* for 0\.5 s"):
+        patience.within("all of it", steps)
+    hangs.set()

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
@@ -31,7 +32,7 @@ from ray_sink.filesystem import PosixFilesystem
 from ray_sink.formats import Format, resolve, values
 from ray_sink.formats.base import Value
 from ray_sink.formats.loading import load
-from ray_sink.patience import Patience
+from ray_sink.patience import Patience, is_silence
 from ray_sink.publishing import FileSlot
 from ray_sink.records import Decision, FileRecord, Proposal, Receipt, State, TempFile, receipt_of
 from ray_sink.staging import Staging
@@ -121,6 +122,7 @@ def a_writer(
     threads: int = 2,
     temp_dir: Path | None = None,
     temp_bytes: int = 2**30,
+    wait_s: float = 10,
 ) -> Writer[TempFile, Receipt]:
     publishing = DecidedPublishing(
         book.staging,
@@ -128,7 +130,7 @@ def a_writer(
         decide=book.decide,
         published=book.published,
         locate=book.locate,
-        patience=Patience(10),
+        patience=Patience(wait_s),
         temp_dir=temp_dir,
         temp_bytes=temp_bytes,
     )
@@ -644,3 +646,56 @@ def test_results_name_the_winner_that_was_adopted_not_the_loser(book: Book) -> N
     temp = book.staging.stage(TERM, "w.0", "k.pt", [b"w"])
     book.winners["k"] = replace(Proposal("k", "w", (temp,)), notes=("theirs",))
     assert good(a_writer(book).write_batch([Output("k", torch.zeros(1), "mine")])[0]).notes == ("theirs",)
+
+
+class Hanging:
+    """Text that takes for ever to write one of its values."""
+
+    name, suffix, appends = "hanging", ".txt", True
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self.threads: dict[int, str] = {}
+
+    def check(self, value: Value) -> None: ...
+
+    def encode(self, value: Value, file: BinaryIO) -> Sequence[str]:
+        assert isinstance(value, torch.Tensor)
+        number = int(value)
+        self.threads[number] = str(threading.get_ident())
+        if number == 5:
+            self.over.wait(60)
+        file.write(f"{number}".encode())
+        return ()
+
+    def decode(self, file: BinaryIO) -> Value:
+        return torch.tensor(int(file.read()))
+
+
+def test_small_files_are_written_one_after_the_other_by_a_few_threads(book: Book) -> None:
+    kind = Hanging()
+    kind.over.set()
+    with a_writer(book, file_format=kind, threads=4) as writer:
+        for result in writer.write_batch([Output(f"k{n}", torch.tensor(n), f"a{n}") for n in range(64)]):
+            good(result)
+    assert len(set(kind.threads.values())) <= 4
+    runs = [kind.threads[number] for number in range(64)]
+    assert sum(one != other for one, other in pairwise(runs)) <= 3
+
+
+def test_a_small_file_that_hangs_holds_up_those_behind_it_on_its_thread_and_no_others(book: Book) -> None:
+    kind = Hanging()
+    with a_writer(book, file_format=kind, threads=4, wait_s=0.5) as writer:
+        try:
+            results = writer.write_batch([Output(f"k{n}", torch.tensor(n), f"a{n}") for n in range(16)])
+        finally:
+            kind.over.set()
+    failed = [number for number, result in enumerate(results) if isinstance(result, SinkError)]
+    assert failed == [4, 5, 6, 7]
+    for number in failed:
+        error = results[number]
+        assert isinstance(error, StagingError)
+        assert is_silence(error) or isinstance(error.__cause__, StagingError)
+        assert f"k{number}" in str(error)
+        assert "staging 'k5.txt'" in str(error)
+    assert sorted(book.winners) == sorted(f"k{number}" for number in range(16) if number not in failed)

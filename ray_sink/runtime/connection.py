@@ -17,11 +17,11 @@ import torch
 from ray.exceptions import RayActorError, RayError
 
 from ray_sink.accelerator import Cuda
+from ray_sink.aside import Aside
 from ray_sink.errors import SinkClosedError, SinkError
 from ray_sink.meters import ProducerMeter
 from ray_sink.offload import Offload
 from ray_sink.records import Receipt, State, Verification, uploaded_receipt
-from ray_sink.runtime.aside import Aside
 from ray_sink.runtime.calls import own_error, result
 from ray_sink.runtime.lease import Lease
 from ray_sink.runtime.messages import RunSpec, Submission, WriteReply, WriterInfo
@@ -74,7 +74,7 @@ class Connection:
         ask(coordinator.producer_opened.remote(self._name, needs_goodbye))
         self._lease = Lease(spec.limits.inflight_outputs, self._acquire)
         self._offload = Offload(spec.limits.device_bytes, Cuda())
-        self._copier = Aside(_BESIDE, "ray_sink-copy")
+        self._copier = Aside(1, _BESIDE, "ray_sink-copy")
         self._meter = ProducerMeter(self._name, lambda: self._offload.waited_s)
         self._lock = threading.Lock()
         self._load: dict[str, int] = {}
@@ -110,7 +110,7 @@ class Connection:
         whoever waits for its tickets, as long as this process lives.
         """
         self._offload.close()
-        self._copier.close()
+        self._copier.close(wait=False)
         if not complete:
             self._ending = True
             return

@@ -16,12 +16,15 @@ from ray_sink.keys import RESERVED
 from ray_sink.manifest import Seal, seal
 from ray_sink.measures import UploaderMeasures
 from ray_sink.meters import UploadMeter, process_name
-from ray_sink.records import FileRecord, MultipartUpload, Receipt, RunInfo, RunStatus, UploadOutcome, UploadTask
+from ray_sink.records import MultipartUpload, Receipt, RunInfo, RunStatus, UploadOutcome, UploadTask
 from ray_sink.runtime.calls import result
 from ray_sink.staging import Staging
 from ray_sink.stores import open_store
 from ray_sink.stores.base import Capabilities, ObjectInfo, Store
 from ray_sink.uploader import Uploader
+
+_LINGER_S = 0.02
+"""How long the first outcome of a report waits for others, while others are under way."""
 
 
 class UploaderShell:
@@ -154,12 +157,14 @@ class _Service:
         self._outcomes: queue.SimpleQueue[UploadOutcome | None] = queue.SimpleQueue()
         self._held: set[str] = set()
         self._leaving = False
+        self._ending = threading.Event()
         self._lock = threading.Condition()
         self._error: BaseException | None = None
 
     def run(self) -> None:
         if not self._options.keep_staged:
-            self._free(result(self._coordinator.unfreed.remote(self._index)))
+            self._staging.free(result(self._coordinator.unfreed.remote(self._index)))
+            self._coordinator.freed.remote(self._index)
         reporter = threading.Thread(target=self._report, name="ray_sink-report", daemon=True)
         reporter.start()
         try:
@@ -184,13 +189,10 @@ class _Service:
         finally:
             self._uploader.close()
             self._outcomes.put(None)
+            self._ending.set()
             reporter.join()
         if self._error is not None:
             raise self._error
-
-    def _free(self, files: Sequence[FileRecord]) -> None:
-        self._staging.free(files)
-        self._coordinator.freed.remote(self._index)
 
     def finish(self) -> None:
         """Take nothing more; returns when what is under way is uploaded and reported."""
@@ -208,21 +210,32 @@ class _Service:
     def _report(self) -> None:
         """One message, and one journal record, for all that has come in meanwhile; files are freed only after it."""
         try:
-            while True:
-                batch = [self._outcomes.get()]
-                while not self._outcomes.empty():
-                    batch.append(self._outcomes.get())
-                outcomes = [outcome for outcome in batch if outcome is not None]
-                if outcomes:
-                    files = result(self._coordinator.uploaded.remote(self._index, outcomes, self._measures()))
-                    if not self._options.keep_staged:
-                        self._free(files)
-                    with self._lock:
-                        self._held.difference_update(outcome.key for outcome in outcomes)
-                        self._lock.notify_all()
-                if None in batch:
-                    return
+            while (outcomes := self._come_in()) is not None:
+                files = result(self._coordinator.uploaded.remote(self._index, outcomes, self._measures()))
+                if not self._options.keep_staged:
+                    self._staging.free(files)
+                    if self._outcomes.empty():  # else the next report says so, too
+                        self._coordinator.freed.remote(self._index)
+                with self._lock:
+                    self._held.difference_update(outcome.key for outcome in outcomes)
+                    self._lock.notify_all()
         except BaseException as error:  # noqa: BLE001 - the serving thread raises it
             with self._lock:
                 self._error = error
                 self._lock.notify_all()
+
+    def _come_in(self) -> list[UploadOutcome] | None:
+        """At least one outcome, and those that follow it closely; None at the end."""
+        if (first := self._outcomes.get()) is None:
+            return None
+        outcomes = [first]
+        if len(self._held) > 1:
+            # a message and a record for each small output would cost more than its upload
+            self._ending.wait(_LINGER_S)
+        # only this thread takes them out
+        while not self._outcomes.empty():
+            if (outcome := self._outcomes.get()) is None:
+                self._outcomes.put(None)
+                break
+            outcomes.append(outcome)
+        return outcomes

@@ -43,12 +43,14 @@ def read_staged(local: Path, file: FileRecord, target: memoryview) -> None:
     running = Checksum()
     size = 0
     with _opened(local) as fd:
-        while count := os.readv(fd, [target[size : size + _STEP_BYTES]]) if size < file.bytes else 0:
-            running.update(target[size : size + count])
+        while size < file.bytes or not size:
+            step = target[size : size + _STEP_BYTES]
+            # one byte more than expected shows a file that grew, without reading all that was added
+            more = [bytearray(1)] if size + len(step) == file.bytes else []
+            if not (count := os.readv(fd, [step, *more])):
+                break
+            running.update(step[:count])
             size += count
-        # one byte more than expected shows a file that grew, without reading all that was added
-        if size == file.bytes and os.read(fd, 1):
-            size += 1
     _check(local, file, size, running)
 
 
