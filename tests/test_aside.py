@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 from ray_sink.aside import Aside
 from tests.waiting import until
@@ -8,8 +9,12 @@ from tests.waiting import until
 
 def test_one_thread_takes_jobs_in_their_order_and_ends_after_the_last() -> None:
     aside, seen = Aside(1, 4, "one"), list[tuple[int, str]]()
+
+    def job(number: int) -> None:
+        seen.append((number, threading.current_thread().name))
+
     for number in range(50):
-        assert aside.submit(lambda number=number: seen.append((number, threading.current_thread().name)))  # type: ignore[misc]
+        assert aside.submit(partial(job, number))
     aside.close(wait=True)
     assert seen == [(number, "one") for number in range(50)]
     assert not aside.submit(lambda: None)
@@ -21,9 +26,13 @@ def test_no_more_run_and_wait_than_it_was_told() -> None:
     submitted: list[int] = []
     running: list[int] = []
 
+    def job(number: int) -> None:
+        running.append(number)
+        gate.wait(30)
+
     def submit() -> None:
         for number in range(12):
-            aside.submit(lambda number=number: (running.append(number), gate.wait(30)))  # type: ignore[misc]
+            aside.submit(partial(job, number))
             submitted.append(number)
 
     thread = threading.Thread(target=submit, daemon=True)
@@ -39,12 +48,17 @@ def test_no_more_run_and_wait_than_it_was_told() -> None:
 
 def test_several_who_wait_for_room_all_get_it() -> None:
     aside, gate, done = Aside(1, 1, "narrow"), threading.Event(), list[int]()
-    aside.submit(lambda: gate.wait(30) and None)  # type: ignore[func-returns-value]
-    threads = [threading.Thread(target=aside.submit, args=(lambda n=n: done.append(n),), daemon=True) for n in range(5)]
+
+    def job(number: int) -> None:
+        gate.wait(30)
+        done.append(number)
+
+    aside.submit(partial(job, 5))
+    threads = [threading.Thread(target=aside.submit, args=(partial(job, n),), daemon=True) for n in range(5)]
     for thread in threads:
         thread.start()
     gate.set()
     for thread in threads:
         thread.join(30)
     aside.close(wait=True)
-    assert sorted(done) == list(range(5))
+    assert sorted(done) == list(range(6))
