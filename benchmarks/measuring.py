@@ -48,20 +48,23 @@ class Figure:
         return (self.least is None or self.value >= self.least) and (self.most is None or self.value <= self.most)
 
 
-def medians(ways: Mapping[str, Callable[[], float | None]], rounds: int = ROUNDS) -> dict[str, float]:
+def medians(
+    ways: Mapping[str, Callable[[], float | None]], rounds: int = ROUNDS, *, warm_up: bool = True
+) -> dict[str, float]:
     """Median seconds of each way; they take turns, so that what the machine does besides meets all of them.
 
     Args:
         ways: by name; each does its work once, and returns its seconds if only a part of it counts.
-        rounds: turns that count; one more goes before, to warm up.
+        rounds: turns that count.
+        warm_up: one more goes before.
     """
     found: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
+    for number in range(rounds + warm_up):
         for name, way in ways.items():
             began_s = time.perf_counter()
             told_s = way()
             took_s = time.perf_counter() - began_s if told_s is None else told_s
-            if number:
+            if number or not warm_up:
                 found[name].append(took_s)
     return {name: median(seconds) for name, seconds in found.items()}
 
