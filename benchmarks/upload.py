@@ -182,6 +182,7 @@ def _store(options: UploadOptions) -> Store:
         ObstoreObjects(url, S3Clients(settings), largest_bytes=options.multipart_above_bytes),
         multipart=MultipartPut(S3Objects(settings, connections=4 * options.concurrency)),
         multipart_above_bytes=options.multipart_above_bytes,
+        buffer_bytes=options.buffer_bytes,
         prober=lambda: _PROMISED,
     )
 

@@ -7,6 +7,7 @@ checksum and send it: 1 MiB read into memory at hand is five times as fast as in
 from __future__ import annotations
 
 import mmap
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -23,9 +24,16 @@ def held_bytes(size_bytes: int) -> int:
 
 
 class Buffers:
-    """Gives out buffers; some of the middle size are kept for the next one, 32 MiB in all. Any thread may call."""
+    """Gives out buffers; some of the middle size are kept for the next one, 32 MiB in all. Any thread may call.
 
-    def __init__(self) -> None:
+    Args:
+        limit_bytes: none are kept beyond that, together with those that are out.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._out_bytes = 0
+        self._counting = threading.Lock()
         self._idle: list[mmap.mmap] = []
 
     @contextmanager
@@ -39,26 +47,47 @@ class Buffers:
             yield memoryview(bytearray(size_bytes))
             return
         kept = size_bytes <= KEPT_BYTES
+        pages: mmap.mmap | None = None
         # the last one in is the one that caches still hold; a list's own operations are atomic
+        with suppress(IndexError):
+            pages = self._idle.pop() if kept else None
+        with self._out(held_bytes(size_bytes)):
+            if pages is None:
+                pages = _pages(held_bytes(size_bytes))
+            whole = memoryview(pages)
+            view = whole[:size_bytes]
+            try:
+                yield view
+            finally:
+                # An error's traceback would hold the memory through all the pause before the next try. Memory that
+                # somebody looks at refuses to change its size, even to what it is; no mremap here, and it is not kept.
+                with suppress(BufferError, SystemError):
+                    view.release()
+                    whole.release()
+                    if kept and len(self._idle) < self._most_idle(1):
+                        pages.resize(KEPT_BYTES)
+                        self._idle.append(pages)
+                    else:
+                        pages.close()
+
+    @contextmanager
+    def _out(self, n_bytes: int) -> Iterator[None]:
+        self._count(n_bytes)
         try:
-            pages = self._idle.pop() if kept else _pages(size_bytes)
-        except IndexError:
-            pages = _pages(KEPT_BYTES)
-        whole = memoryview(pages)
-        view = whole[:size_bytes]
-        try:
-            yield view
+            yield
         finally:
-            # An error's traceback would hold the memory through all the pause before the next try. Memory that
-            # somebody looks at refuses to change its size, even to what it is; no mremap here, and it is not kept.
-            with suppress(BufferError, SystemError):
-                view.release()
-                whole.release()
-                if kept and len(self._idle) < _MOST_IDLE:
-                    pages.resize(KEPT_BYTES)
-                    self._idle.append(pages)
-                else:
-                    pages.close()
+            self._count(-n_bytes)
+
+    def _count(self, n_bytes: int) -> None:
+        with self._counting:
+            self._out_bytes += n_bytes
+        while len(self._idle) > self._most_idle():
+            with suppress(IndexError):  # somebody else has taken it
+                self._idle.pop(0)
+
+    def _most_idle(self, coming_back: int = 0) -> int:
+        left_bytes = self._limit_bytes - self._out_bytes + coming_back * KEPT_BYTES
+        return min(_MOST_IDLE, max(0, left_bytes) // KEPT_BYTES)
 
     def clear(self) -> None:
         """Let go of what is idle."""

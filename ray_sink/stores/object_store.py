@@ -64,6 +64,7 @@ class ObjectStore:
         multipart_above_bytes: int,
         prober: Callable[[], Findings],
         retry: Retry | None = None,
+        buffer_bytes: int,
     ) -> None:
         self.url = url
         self._objects = objects
@@ -71,7 +72,7 @@ class ObjectStore:
         self._multipart_above_bytes = multipart_above_bytes
         self._prober = prober
         self._retry = retry or Retry(_PATIENCE)
-        self._buffers = buffers.Buffers()
+        self._buffers = buffers.Buffers(buffer_bytes)
         self._findings: Findings | None = None
         self._probing = threading.Lock()
 

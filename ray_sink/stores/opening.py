@@ -73,6 +73,7 @@ def _s3(dest: str, upload: UploadOptions) -> Store:
         objects,
         multipart=multipart,
         multipart_above_bytes=upload.multipart_above_bytes,
+        buffer_bytes=upload.buffer_bytes,
         prober=Prober(dest, objects, s3=s3, multipart=multipart),
     )
 
@@ -91,6 +92,7 @@ def _cloud(dest: str, upload: UploadOptions) -> Store:
         objects,
         multipart=None,
         multipart_above_bytes=upload.multipart_above_bytes,
+        buffer_bytes=upload.buffer_bytes,
         prober=Prober(dest, objects, s3=None, multipart=None),
     )
 

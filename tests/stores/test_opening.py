@@ -76,7 +76,9 @@ def test_a_server_without_s3_gets_large_files_as_a_stream_that_shows_nothing_unt
     def found() -> Findings:
         return prober()
 
-    store = ObjectStore("gs://bucket", objects, multipart=None, multipart_above_bytes=10, prober=found)
+    store = ObjectStore(
+        "gs://bucket", objects, multipart=None, multipart_above_bytes=10, buffer_bytes=2**20, prober=found
+    )
     data = b"0123456789abcdef" * 2**20
     local, file = staged(tmp_path, "large.pt", data)
     proof = store.put_file(local, file, metadata={}, replace=False, on_multipart=no_multipart)
