@@ -107,7 +107,9 @@ class JournalObjects(PosixFilesystem):
     def list(self, path: Path) -> list[str]:
         """See `Filesystem.list`."""
         prefix = f"{self._prefix}/"
-        return sorted({info.path.removeprefix(prefix).partition("/")[0] for info in self._store.list(prefix)})
+        found = (info.path.removeprefix(prefix).partition("/") for info in self._store.list(prefix))
+        # what has no pieces is a staging folder's journal, where that is looked at as a store
+        return sorted({name for name, _, piece in found if piece})
 
     def make_dirs(self, path: Path, *, below: Path) -> None:
         """A store has no folders."""

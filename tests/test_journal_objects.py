@@ -19,6 +19,7 @@ from ray_sink.errors import (
 from ray_sink.filesystem import NewFile
 from ray_sink.journal import Journal, read_journal
 from ray_sink.journal_objects import JournalObjects, JournalStaging
+from ray_sink.keys import RESERVED
 from ray_sink.ledger import Ledger, LedgerOptions
 from ray_sink.records import FileRecord, Proposal, RunInfo, State, TempFile, Verification
 from ray_sink.stores.folder import FolderStore
@@ -201,3 +202,11 @@ def test_an_older_life_seals_nothing_and_what_it_still_writes_counts_for_nobody(
     # what was encoded for the older one is encoded anew
     stale = proposed(older, "a", "t2")
     assert isinstance(newer.foresee([stale])[0].error, RunFencedError)
+
+
+def test_the_journal_of_a_staging_folder_is_none_of_these(tmp_path: Path) -> None:
+    """Seen as a store, a staging folder has files where a destination's journals have their pieces."""
+    folder = tmp_path / RESERVED / "run" / "journal"
+    folder.mkdir(parents=True)
+    (folder / "000001.001").write_bytes(b"a journal")
+    assert JournalObjects(FolderStore(str(tmp_path), tmp_path), "run").list(Path()) == []

@@ -46,7 +46,7 @@ def status(
 
     With --staging the journals are read, however far they are; while a run's owner lives, it adds what only the
     cluster knows: rates, what producers waited for, each writer. DEST alone knows seals, and what an owner says there;
-    and all of it where staging is node-local, for then the journals are there.
+    and all of it where journals are there: in a folder that is staging and destination, or where staging is node-local.
 
     An owner that has not moved its counter while it was watched is judged by the date of its last sign of life.
     --watch-s 60 waits until it moves, or has not for so long.
@@ -128,11 +128,17 @@ def _at(dest: str, run_id: str | None, watch_s: float, upload: UploadOptions) ->
     store = open_existing(dest, upload)
     try:
         folder = Path(dest) if "://" not in dest else None
+        # a run may have no other destination than its staging folder
+        staged = {run.run_id: run for run in _staged(folder, None, watch_s)} if folder is not None else {}
         onlooker = Onlooker(store, clock=time.monotonic, wall=time.time, folder=folder)  # noqa: TID251 - shown only
         seen = onlooker.sighting
-        names = dict.fromkeys([*sealed_runs(store), *([seen.owner.run_id] if seen is not None else [])])
+        owned = [seen.owner.run_id] if seen is not None else []
+        names = dict.fromkeys([*sealed_runs(store), *staged, *owned])
         found: list[Standing] = []
         for name in names if run_id is None else [run_id]:
+            if name in staged:
+                found.append(staged[name])
+                continue
             seal = read_seal(store, name) or read_partial_seal(store, name)
             mine = seen is not None and seen.owner.run_id == name
             owner = onlooker.seen(watch_s, time.sleep) if mine else None
