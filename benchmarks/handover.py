@@ -1,7 +1,9 @@
 """B2: how long `write_batch` holds the producer, against one memcpy of the batch into warm shared memory.
 
 The object store's pages are touched first: shared memory that nobody has used yet costs many times a memcpy, once.
-Between two calls the batch before is waited for, so that what is measured is no queue.
+Between two calls the batch before is waited for, so that what is measured is no queue. Small outputs are written one
+call after the other as well: a producer that does nothing else is held up at the writer's pace, which is told beside it
+and has no bar here.
 """
 
 from __future__ import annotations
@@ -78,6 +80,7 @@ def _small(handle: SinkHandle) -> Iterator[Figure]:
     for case, wait in (("each waited for", True), ("one after the other", False)):
         tickets = []
         took_s = []
+        first_s = time.perf_counter()
         for _ in range(_CALLS):
             keys = [f"small/{next(numbers)}" for _ in range(_BATCH)]
             began_s = time.perf_counter()
@@ -87,12 +90,14 @@ def _small(handle: SinkHandle) -> Iterator[Figure]:
                 tickets[-1].result(60)
         for ticket in tickets:
             ticket.result(120)
+        all_s = time.perf_counter() - first_s
         took_s.sort()
+        slow_ms, rate = 1e3 * took_s[len(took_s) * 95 // 100], _CALLS * _BATCH / all_s
         yield Figure(
             "B2",
             f"W3, a call with {_BATCH} outputs, {case}",
             1e3 * took_s[len(took_s) // 2],
             "ms",
-            most=2.0,
-            note=f"95 % within {1e3 * took_s[len(took_s) * 95 // 100]:.2g} ms",
+            most=2.0 if wait else None,
+            note=f"95 % within {slow_ms:.2g} ms; {rate:.0f} outputs a second",
         )

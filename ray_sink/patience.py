@@ -61,7 +61,10 @@ class Patience:
         """
         began_s = self._clock()
         failures = waits = 0
+        watch: _Watch | None = getattr(self._watched, "watch", None)
         for number in count():
+            if watch is not None:
+                watch.tick()  # to wait for room is no silence
             try:
                 return attempt(number)
             except StagingError as error:

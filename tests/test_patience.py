@@ -145,3 +145,11 @@ def test_steps_that_get_on_are_not_given_up_and_the_one_that_hangs_is_named() ->
     with pytest.raises(StagingError, match=r"^the last step: .* for 0\.5 s"):
         patience.within("all of it", steps)
     hangs.set()
+
+
+def test_a_step_that_waits_for_room_is_not_taken_for_one_that_hangs() -> None:
+    patience = Patience(1.0)
+    tries, attempt = failing(*[errno.ENOSPC] * 99)
+    with pytest.raises(StagingError, match=r"waited \d s for room"):
+        patience.within("all of it", lambda tick: patience.again(attempt))  # type: ignore[arg-type]
+    assert len(tries) > 2

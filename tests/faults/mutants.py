@@ -265,6 +265,20 @@ MUTANTS: Final = (
         "0",
         ROLLOUTS,
     ),
+    Mutant(
+        "what a model still holds is copied after it may have been called again",
+        "runtime/model.py",
+        "copy = not ours.issuperset(saved.names)",
+        "copy = False",
+        ("tests/runtime/test_given_away.py",),
+    ),
+    Mutant(
+        "who else shows an array's memory is not looked at",
+        "runtime/holders.py",
+        "        if _count_base(value) > _AS_BASE or not _is_array(value.base):\n            return False\n",
+        "",
+        ("tests/test_holders.py",),
+    ),
 )
 
 
