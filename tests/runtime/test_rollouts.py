@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,14 @@ def test_a_resumed_rollout_leaves_out_whole_sources_and_never_half_ones(tmp_path
     staging.mkdir()
     with pytest.raises(Exception, match="i4 breaks"), open_sink(staging) as first:
         run(first, inits(6, blocks=1), rollout(ran, breaks="i4"))
-    done = set(ran.read_text().split()) - {"i4", "i5"}
-    assert done
+    steps = Counter(ran.read_text().split())
+    # the row behind the one that breaks may be called before Ray Data ends the actor, and be done by then
+    half = {name for name in ("i4", "i5") if steps[name] < STEPS}
+    assert "i4" in half
+    assert set(steps) - {"i4", "i5"}
     with open_sink(staging) as second:
         todo = left(second, inits(6))
-        assert set(todo) >= {"i4", "i5"}, "a source that is half done is to be computed as a whole"
+        assert set(todo) >= half, "a source that is half done is to be computed as a whole"
         assert len(todo) < 6
         run(second, inits(6), rollout(ran_again))
         assert left(second, inits(6)) == []
