@@ -33,14 +33,14 @@ class Aside:
     def submit(self, job: Callable[[], None]) -> bool:
         """Have `job` run, which does not raise; returns when it has a place, and False after `close`."""
         with self._room:
-            if self._closed:
-                return False
             if self._pending >= self._most:
                 self._waiting += 1
                 try:
-                    self._room.wait_for(lambda: self._pending < self._most)
+                    self._room.wait_for(lambda: self._closed or self._pending < self._most)
                 finally:
                     self._waiting -= 1
+            if self._closed:
+                return False
             self._pending += 1
             if len(self._threads) < min(self._pending, self._most_threads):
                 # daemons: a process that ends must not wait for them
@@ -57,6 +57,7 @@ class Aside:
                 self._closed = True
                 for _ in self._threads:
                     self._jobs.put(None)
+                self._room.notify_all()
         for thread in self._threads if wait else ():
             thread.join()
 

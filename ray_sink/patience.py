@@ -61,10 +61,7 @@ class Patience:
         """
         began_s = self._clock()
         failures = waits = 0
-        watch: _Watch | None = getattr(self._watched, "watch", None)
         for number in count():
-            if watch is not None:
-                watch.tick()  # to wait for room is no silence
             try:
                 return attempt(number)
             except StagingError as error:
@@ -84,7 +81,7 @@ class Patience:
         raise AssertionError("count() has no end")
 
     def within(self, doing: str, call: Callable[[Tick], T]) -> T:
-        """Return what `call` returns, unless it shows no life for `wait_s`. Inside another one, a step of that.
+        """Return what `call` returns, unless it shows no life for `wait_s`. Inside `steps`, one of them.
 
         A thread inside a file operation cannot be stopped: it is left behind, and whatever it still does must be
         harmless.
@@ -95,29 +92,56 @@ class Patience:
         outer: _Watch | None = getattr(self._watched, "watch", None)
         if outer is not None:
             outer.begin(doing)
-            return call(outer.tick)
+            try:
+                return call(outer.tick)
+            finally:
+                outer.doing = None
+        watch = _Watch(self._clock)
+        watch.begin(doing)
+        return self._watching(watch, lambda: call(watch.tick))
+
+    def steps(self, call: Callable[[], T]) -> T:
+        """Return what `call` returns, which calls `within` again and again: on one thread, instead of one for each.
+
+        What it does between these may take as long as it takes.
+
+        Raises:
+            StagingError: one of them was given up, and with it the rest; caused by a TimeoutError.
+        """
+        watch = _Watch(self._clock)
+
+        def run() -> T:
+            self._watched.watch = watch
+            try:
+                return call()
+            finally:
+                self._watched.watch = None
+
+        return self._watching(watch, run)
+
+    def _watching(self, watch: _Watch, call: Callable[[], T]) -> T:
         ended = threading.Event()
         results: list[T] = []
         errors: list[BaseException] = []
-        watch = _Watch(self._clock)
-        watch.begin(doing)
 
         def run() -> None:
-            self._watched.watch = watch
             try:
-                results.append(call(watch.tick))
+                results.append(call())
             except BaseException as error:  # noqa: BLE001 - raised where it is waited for
                 errors.append(error)
             finally:
-                self._watched.watch = None
                 ended.set()
 
         hand = self._idle.pop() if self._idle else _Hand()
         hand.take(run)
-        while not ended.wait(max(0.0, watch.last_s + self._wait_s - self._clock())):
-            if self._clock() - watch.last_s >= self._wait_s:
+        left_s = self._wait_s
+        while not ended.wait(left_s):
+            doing, left_s = watch.doing, watch.last_s + self._wait_s - self._clock()
+            if doing is None:
+                left_s = self._wait_s
+            elif left_s <= 0:
                 hand.leave()
-                raise silence(watch.doing, self._wait_s)
+                raise silence(doing, self._wait_s)
         self._idle.append(hand)
         if errors:
             raise errors[0]
@@ -125,16 +149,16 @@ class Patience:
 
 
 class _Watch:
-    """What a call is doing, and when it last showed life."""
+    """What a call is doing with the filesystem, if anything, and when it last showed life."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self.doing = ""
+        self.doing: str | None = None
         self.last_s = 0.0
 
     def begin(self, doing: str) -> None:
-        self.doing = doing
         self.tick()
+        self.doing = doing
 
     def tick(self) -> None:
         self.last_s = self._clock()

@@ -302,7 +302,7 @@ class DecidedPublishing:
 
     def together(self, work: Callable[[], WorkT]) -> WorkT:
         """See `Publishing.together`."""
-        return self._patience.within(f"staging in {self._staging.root}", lambda tick: work())
+        return self._patience.steps(work)
 
     def discard(self, files: Sequence[TempFile]) -> None:
         """See `Publishing.discard`."""

@@ -62,3 +62,23 @@ def test_several_who_wait_for_room_all_get_it() -> None:
         thread.join(30)
     aside.close(wait=True)
     assert sorted(done) == list(range(6))
+
+
+def test_whoever_waits_for_room_when_it_is_closed_is_told_no() -> None:
+    aside, gate, answers = Aside(1, 1, "closing"), threading.Event(), list[bool]()
+
+    def first() -> None:
+        gate.wait(30)
+
+    def submit() -> None:
+        answers.append(aside.submit(lambda: None))
+
+    aside.submit(first)
+    waiting = threading.Thread(target=submit, daemon=True)
+    waiting.start()
+    until(lambda: aside._waiting == 1)
+    aside.close(wait=False)
+    waiting.join(10)
+    assert answers == [False]
+    gate.set()
+    aside.close(wait=True)

@@ -121,14 +121,14 @@ def test_calls_share_a_thread_and_the_one_that_hangs_is_left_to_itself() -> None
     assert not other.is_alive()
 
 
-def test_a_call_inside_another_is_a_step_of_it_on_the_same_thread() -> None:
+def test_steps_share_a_thread() -> None:
     patience = a_patience()
 
-    def both(tick: Tick) -> tuple[int, int]:
+    def call() -> tuple[int, int]:
         return threading.get_ident(), patience.within("a step", lambda tick: threading.get_ident())
 
-    outer, inner = patience.within("all of it", both)
-    assert outer == inner
+    outer, inner = patience.steps(call)
+    assert outer == inner != threading.get_ident()
     # and the thread is as it was: the next call is its own again
     assert patience.within("", lambda tick: threading.current_thread().name) == "ray_sink-file"
 
@@ -137,19 +137,32 @@ def test_steps_that_get_on_are_not_given_up_and_the_one_that_hangs_is_named() ->
     hangs = threading.Event()
     patience = Patience(0.5)
 
-    def steps(tick: Tick) -> None:
+    def steps() -> None:
         for number in range(8):
             patience.within(f"step {number}", lambda tick: hangs.wait(0.1))
         patience.within("the last step", lambda tick: hangs.wait(30))
 
     with pytest.raises(StagingError, match=r"^the last step: .* for 0\.5 s"):
-        patience.within("all of it", steps)
+        patience.steps(steps)
     hangs.set()
+
+
+def test_what_is_done_between_steps_takes_as_long_as_it_takes() -> None:
+    """To wait for room, to encode: the filesystem has nothing to answer meanwhile."""
+    never = threading.Event()
+    patience = Patience(0.2)
+
+    def steps() -> str:
+        patience.within("a step", lambda tick: None)
+        never.wait(1)
+        return patience.within("another", lambda tick: "done")
+
+    assert patience.steps(steps) == "done"
 
 
 def test_a_step_that_waits_for_room_is_not_taken_for_one_that_hangs() -> None:
     patience = Patience(1.0)
     tries, attempt = failing(*[errno.ENOSPC] * 99)
     with pytest.raises(StagingError, match=r"waited \d s for room"):
-        patience.within("all of it", lambda tick: patience.again(attempt))  # type: ignore[arg-type]
+        patience.steps(lambda: patience.again(attempt))  # type: ignore[arg-type]
     assert len(tries) > 2

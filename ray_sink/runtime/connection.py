@@ -169,7 +169,9 @@ class Connection:
                 self._settle(batch, [_stranded(error, key) for key in keys])
 
         with self._meter.copying():
-            self._copier.submit(job)
+            taken = self._copier.submit(job)
+        if not taken:  # closed meanwhile, by another thread
+            job()
         return tickets
 
     def _send_from_gpu(
