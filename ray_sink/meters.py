@@ -17,9 +17,8 @@ from ray_sink.records import Decision, Proposal, Receipt
 
 if TYPE_CHECKING:
     from ray_sink.errors import SinkError
-    from ray_sink.publishing import Encode, FileSlot, Prepared, Publishing
+    from ray_sink.publishing import Encode, FileSlot, Prepared, Publishing, WorkT
 
-WorkT = TypeVar("WorkT")
 FileT = TypeVar("FileT")
 """See `ray_sink.publishing.FileT`."""
 Decide = Callable[[Sequence[Proposal]], Sequence[Decision]]

@@ -314,7 +314,7 @@ class Connection:
                 job = self._todo.get(timeout=_REPORT_S)
             except queue.Empty:
                 if not ray.is_initialized():
-                    return  # Ray was shut down under us, and a call would start it anew
+                    return
                 if self._ending and not self.outstanding:
                     return
                 self.report()
@@ -325,6 +325,8 @@ class Connection:
 
     def report(self) -> None:
         """Tell the coordinator what this producer has counted, and give back what it does not use."""
+        if not ray.is_initialized():
+            return  # shut down under us: a call would start it anew
         held, granted = self._lease.trim()
         # nobody waits for this: a report that is lost is followed by the next
         self._coordinator.hold.remote(self._node, held, granted, self._meter.measures())
