@@ -24,7 +24,7 @@ class SaveFormat(StrEnum):
     """The formats that come with the package; a value's name in journals and manifests."""
 
     PYTORCH_PT = "pytorch_pt"
-    """``.pt``, written by ``torch.save``, read by ``torch.load(weights_only=True)``."""
+    """``.pt``, as ``torch.save`` writes it, read by ``torch.load(weights_only=True)``."""
     NUMPY_NPZ = "numpy_npz"
     """``.npz``, read by ``numpy.load(allow_pickle=False)``."""
     NUMPY_NPY = "numpy_npy"

@@ -28,8 +28,6 @@ DTYPES: Final = frozenset(
 ADVICE: Final = "convert it, or use SaveFormat.SAFETENSORS or SaveFormat.PYTORCH_PT"
 NOTE: Final = "bfloat16 stored as float32"
 
-_STEP_BYTES = 16 * 2**20
-
 
 def check(value: Value, what: str) -> None:
     """Refuse dtypes that numpy lacks; bfloat16 is held by float32."""
@@ -56,12 +54,10 @@ def write(tensor: Tensor, file: BinaryIO) -> None:
     )
     if tensor.dtype == torch.bfloat16:
         flat = tensor.reshape(-1)
-        for start in range(0, len(flat), _STEP_BYTES // 4):
-            file.write(values.raw_bytes(flat[start : start + _STEP_BYTES // 4].float()))
+        for start in range(0, len(flat), values.STEP_BYTES // 4):
+            file.write(values.raw_bytes(flat[start : start + values.STEP_BYTES // 4].float()))
         return
-    whole = values.raw_bytes(tensor)
-    for start in range(0, len(whole), _STEP_BYTES):
-        file.write(whole[start : start + _STEP_BYTES])
+    values.write_elements(tensor, file)
 
 
 def to_tensor(array: np.ndarray[Any, np.dtype[Any]], name: str) -> Tensor:

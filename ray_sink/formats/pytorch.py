@@ -1,13 +1,24 @@
-"""``.pt``: what `torch.save` writes and ``torch.load(weights_only=True)`` reads."""
+"""``.pt``: what `torch.save` writes and ``torch.load(weights_only=True)`` reads.
+
+The archive is written here, by the layout that torch documents, since `torch.save` computes its CRCs in software, over
+all of a tensor before it writes any of it: https://docs.pytorch.org/docs/stable/notes/serialization.html
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, BinaryIO, Final, cast
+import functools
+import io
+import pickle
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 import torch
+from torch._utils import _rebuild_tensor_v2, _rebuild_tensor_v3  # these names stand in every .pt file
 
 from ray_sink.formats import values
+from ray_sink.formats.stored_zip import StoredZip
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +32,24 @@ DTYPES: Final = frozenset(
         *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2"),
     }
 )
+
+
+_ALIGNMENT: Final = 64
+# dtypes that are not here came to torch after it gave up storages with a type
+_TYPED: Final[Mapping[torch.dtype, type]] = {
+    torch.bool: torch.BoolStorage,
+    torch.uint8: torch.ByteStorage,
+    torch.int8: torch.CharStorage,
+    torch.int16: torch.ShortStorage,
+    torch.int32: torch.IntStorage,
+    torch.int64: torch.LongStorage,
+    torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.float32: torch.FloatStorage,
+    torch.float64: torch.DoubleStorage,
+    torch.complex64: torch.ComplexFloatStorage,
+    torch.complex128: torch.ComplexDoubleStorage,
+}
 
 
 class PytorchFormat:
@@ -41,14 +70,25 @@ class PytorchFormat:
         values.check_dtypes(value, DTYPES, "a .pt file", "convert it, for example with .to(torch.int8)")
 
     def encode(self, value: Value, file: BinaryIO) -> Sequence[str]:
-        """See `ray_sink.formats.base.Format.encode`. To a file object: a path's name would go into the archive."""
-        try:
-            torch.save(_plain(value), file)
-        except RuntimeError as error:
-            # torch's archive writer trips again while it unwinds, and hides what the disk said
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+        """See `ray_sink.formats.base.Format.encode`."""
+        tensors: list[_Tensor] = []
+
+        def found(tensor: Tensor) -> Any:
+            tensors.append(_Tensor(tensor, len(tensors)))
+            return tensors[-1]
+
+        program = _pickled(values.mapped(value, found))
+        archive = StoredZip(file, alignment=_ALIGNMENT)
+
+        def add(name: str, write: Callable[[BinaryIO], object]) -> None:
+            archive.add(f"archive/{name}", write)
+
+        add("data.pkl", lambda member: member.write(program))
+        add("byteorder", lambda member: member.write(sys.byteorder.encode()))
+        for tensor in tensors:
+            add(f"data/{tensor.storage.number}", functools.partial(values.write_elements, tensor.elements))
+        add("version", lambda member: member.write(b"3\n"))
+        archive.close()
         return ()
 
     def decode(self, file: BinaryIO) -> Value:
@@ -56,22 +96,52 @@ class PytorchFormat:
         return cast("Value", torch.load(file, map_location="cpu", weights_only=True))
 
 
-def _plain(value: Value) -> Value:
-    seen: set[int] = set()
-    plain = values.mapped(value, lambda tensor: _alone(tensor, seen))
-    if isinstance(plain, Mapping):
-        # pickle writes a reference for a str *object* that it has met, be it inside torch.save: names are made anew,
+class _Storage:
+    """Stands for what is kept beside the pickle."""
+
+    def __init__(self, tensor: Tensor, number: int) -> None:
+        kind = _TYPED.get(tensor.dtype)
+        elements = tensor.numel() * (1 if kind else tensor.element_size())
+        self.number = number
+        self.id = ("storage", kind or torch.UntypedStorage, str(number), "cpu", elements)
+
+
+class _Tensor:
+    """Stands for a tensor that has a storage to itself; pickled as `torch.Tensor` would be."""
+
+    def __init__(self, elements: Tensor, number: int) -> None:
+        self.elements = elements
+        self.storage = _Storage(elements, number)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        shape = tuple(self.elements.shape)
+        hooks: OrderedDict[str, object] = OrderedDict()
+        made_of = (self.storage, 0, shape, _strides(shape), False, hooks)
+        if self.elements.dtype in _TYPED:
+            return _rebuild_tensor_v2, made_of
+        return _rebuild_tensor_v3, (*made_of, self.elements.dtype)
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, obj: object) -> object:
+        return obj.id if isinstance(obj, _Storage) else None
+
+
+def _pickled(value: object) -> bytes:
+    if isinstance(value, Mapping):
+        # pickle writes a reference for a str *object* that it has met, be it one of torch's: names are made anew,
         # so that the bytes don't tell which of them happened to be interned
-        return {name.encode().decode(): tensor for name, tensor in plain.items()}
-    return plain
+        value = {name.encode().decode(): tensor for name, tensor in value.items()}
+    file = io.BytesIO()
+    _Pickler(file, protocol=2).dump(value)
+    return file.getvalue()
 
 
-def _alone(tensor: Tensor, seen: set[int]) -> Tensor:
-    """The same elements in a storage that holds nothing else, without a copy where that is possible."""
-    if tensor.numel() == 0:
-        return torch.empty(tensor.shape, dtype=tensor.dtype)
-    if tensor.data_ptr() in seen:
-        # torch.save refuses two dtypes at one address
-        return tensor.clone(memory_format=torch.contiguous_format)
-    seen.add(tensor.data_ptr())
-    return torch.from_numpy(values.flat_bytes(tensor).numpy()).view(tensor.dtype).reshape(tensor.shape)
+def _strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Of a contiguous tensor; a dimension of size 0 or 1 may have had any."""
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))

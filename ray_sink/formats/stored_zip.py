@@ -22,6 +22,7 @@ _FILL16: Final = 0xFFFF
 
 _LOCAL: Final = struct.Struct("<4sHHHHHIIIHH")
 _LOCAL_EXTRA: Final = struct.Struct("<HHQQ")
+_PADDING: Final = struct.Struct("<2sH")  # under the name that torch gives it
 _CENTRAL: Final = struct.Struct("<4sHHHHHHIIIHHHHHII")
 _CENTRAL_EXTRA: Final = struct.Struct("<HHQQQ")
 _END64: Final = struct.Struct("<4sQHHIIQQQQ")
@@ -49,14 +50,16 @@ class StoredZip:
 
     Args:
         file: appended to; this is its beginning.
+        alignment: where contents begin is a multiple of it, bytes; below 65,000. 1: anywhere.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, *, alignment: int = 1) -> None:
         self._file = file
+        self._alignment = alignment
         self._at = 0
         self._central: list[bytes] = []
 
-    def add(self, name: str, write: Callable[[BinaryIO], None]) -> None:
+    def add(self, name: str, write: Callable[[BinaryIO], object]) -> None:
         """Add a member.
 
         Args:
@@ -69,13 +72,17 @@ class StoredZip:
         flags = 0 if name.isascii() else _UTF8
         start = self._at
         sizes = (measured.bytes, measured.bytes)
+        extra = _LOCAL_EXTRA.pack(1, _LOCAL_EXTRA.size - 4, *sizes)
+        if self._alignment > 1:
+            missing = -(start + _LOCAL.size + len(encoded) + len(extra) + _PADDING.size) % self._alignment
+            extra += _PADDING.pack(b"FB", missing) + b"Z" * missing
         self._write(
             _LOCAL.pack(
                 *(b"PK\3\4", _VERSION, flags, 0, 0, _DATE, measured.crc),
-                *(_FILL32, _FILL32, len(encoded), _LOCAL_EXTRA.size),
+                *(_FILL32, _FILL32, len(encoded), len(extra)),
             )
             + encoded
-            + _LOCAL_EXTRA.pack(1, _LOCAL_EXTRA.size - 4, *sizes)
+            + extra
         )
         write(self._file)
         self._at += measured.bytes

@@ -6,7 +6,7 @@ torch is imported inside the functions: the modules that use this one stay light
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from ray_sink.errors import UnsupportedValueError
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ray_sink.formats.base import Value
+
+STEP_BYTES: Final = 16 * 2**20
+"""Elements are written so many at a time."""
 
 
 def check_value(value: object) -> None:
@@ -176,6 +179,13 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     """As `flat_bytes`, as a buffer."""
     raw: memoryview = flat_bytes(tensor).numpy().data
     return raw
+
+
+def write_elements(tensor: Tensor, file: BinaryIO) -> None:
+    """Write the elements of a contiguous CPU tensor in memory order, without a copy."""
+    whole = raw_bytes(tensor)
+    for start in range(0, len(whole), STEP_BYTES):
+        file.write(whole[start : start + STEP_BYTES])
 
 
 def numbered(index: int) -> str:

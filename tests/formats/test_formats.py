@@ -23,8 +23,8 @@ from ray_sink.errors import ConfigError, UnsupportedValueError
 from ray_sink.formats import FORMATS, Format, by_suffix, resolve, values
 from ray_sink.formats.base import Value
 from ray_sink.formats.loading import load
-from tests.formats.contract import EVERYWHERE, FLOAT8, FormatContract, encoded, same
-from tests.formats.strategies import bits, filled, names
+from tests.formats.contract import EVERYWHERE, FLOAT8, FormatContract, encoded, of_each_format, same
+from tests.formats.strategies import bits, filled, names, tensors
 
 BUILT_IN = sorted(SaveFormat)
 OTHER_FLOATS = [torch.float8_e8m0fnu, torch.float4_e2m1fn_x2]
@@ -32,6 +32,11 @@ OTHER_FLOATS = [torch.float8_e8m0fnu, torch.float4_e2m1fn_x2]
 
 def from_numpy(loaded: np.lib.npyio.NpzFile) -> dict[str, Tensor]:
     return {name: torch.from_numpy(loaded[name]) for name in loaded.files}
+
+
+def pickle_in(archive: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(archive)) as members:
+        return members.read("archive/data.pkl")
 
 
 class TestPytorch(FormatContract):
@@ -53,6 +58,39 @@ class TestPytorch(FormatContract):
         file = io.BytesIO()
         torch.save(program, file)
         return file.getvalue()
+
+    @of_each_format
+    @given(data=st.data())
+    def test_the_pickle_is_the_one_that_torch_would_write(self, data: st.DataObject) -> None:
+        tensor = tensors(self.dtypes)
+        value = data.draw(st.one_of(tensor, st.lists(tensor, max_size=12), st.dictionaries(names, tensor, max_size=4)))
+        plain = values.snapshot(value)  # torch would keep shared storages and strides as they are
+        theirs = io.BytesIO()
+        torch.save(plain, theirs)
+        assert pickle_in(encoded(self.format, plain)) == pickle_in(theirs.getvalue())
+
+    def test_every_member_has_its_crc_and_elements_are_aligned(self) -> None:
+        data = encoded(self.format, {"a": filled(torch.uint8, (5,)), "b": filled(torch.float32, (3, 7))})
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            assert archive.testzip() is None
+            assert all(info.CRC for info in archive.infolist())
+            for number, elements in enumerate([filled(torch.uint8, (5,)), filled(torch.float32, (3, 7))]):
+                contents = archive.read(f"archive/data/{number}")
+                assert contents == bytes(values.raw_bytes(elements))
+                assert data.index(contents) % 64 == 0
+            damaged = bytearray(data)
+            damaged[data.index(contents)] ^= 1
+        with zipfile.ZipFile(io.BytesIO(damaged)) as archive:
+            assert archive.testzip() == "archive/data/1"
+
+    def test_torch_maps_the_file_into_memory(self, tmp_path: Path) -> None:
+        from torch.utils.serialization import config
+
+        path = tmp_path / "x.pt"
+        path.write_bytes(encoded(self.format, self.some_value()))
+        assert same(torch.load(path, weights_only=True, mmap=True), self.some_value())
+        with config.patch({"load.calculate_storage_offsets": True}):  # type: ignore[attr-defined]
+            assert same(torch.load(path, weights_only=True, mmap=True), self.some_value())
 
     def test_a_mapping_keeps_its_order(self) -> None:
         back = self.round_trip({"z": torch.zeros(1), "a": torch.ones(1)})
