@@ -516,16 +516,23 @@ def test_local_temps_stay_within_their_budget_and_a_large_one_goes_alone(book: B
     writer = a_writer(book, file_format=Named(fault), threads=4, temp_bytes=2**20)
     outputs = [Output(str(n), torch.zeros(n), f"a{n}") for n in (100_000, 100_001, 100_002, 1_000_000)]
     results: list[Receipt | SinkError] = []
-    batch = threading.Thread(target=lambda: results.extend(writer.write_batch(outputs)))
+    # the large one after the others: a batch's threads ask in any order, and whoever asks behind it waits for it
+    batches = [
+        threading.Thread(target=lambda part=part: results.extend(writer.write_batch(part)))
+        for part in (outputs[:3], outputs[3:])
+    ]
     publishing = writer._publishing
     assert isinstance(publishing, DecidedPublishing)
     with writer:
-        batch.start()
-        # two of 0.4 MB fit into 1 MiB; the third and the one of 4 MB wait
-        until(lambda: len(entered) == 2 and len(publishing._temps._budget._waiting) == 2)
+        for batch, waiting in zip(batches, (1, 2), strict=True):
+            batch.start()
+            # two of 0.4 MB fit into 1 MiB; the third and the one of 4 MB wait
+            until(lambda waiting=waiting: len(publishing._temps._budget._waiting) == waiting)  # type: ignore[misc]
+        assert len(entered) == 2
         assert publishing._temps._budget.used_bytes < 2**20
         opened.set()
-        batch.join(30)
+        for batch in batches:
+            batch.join(30)
     assert len([good(result) for result in results]) == 4
     assert publishing._temps._budget.used_bytes == 0
 
