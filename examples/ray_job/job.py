@@ -45,6 +45,8 @@ def main() -> None:
     )
     parser.add_argument("--log", help="file that gets a line for each row that is computed")
     given = parser.parse_args()
+    if not given.node_local:
+        Path(given.staging).mkdir(parents=True, exist_ok=True)
     there = dict([given.label.split("=", 1)]) if given.label else {}
     with Sink(
         given.dest,

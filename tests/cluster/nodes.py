@@ -193,15 +193,17 @@ class Nodes:
         Args:
             keeper: settings of a head whose knowledge outlives it; None: of whatever head there is.
         """
-        for node in [*self._all]:
-            if node.pod.ended or (node.kind is not HEAD and node.address not in self.alive()):
-                self.stop(node)
-        if not self.of(HEAD) or (keeper is not None and keeper != self._keeper):
+        headless = not self.of(HEAD) or self.head.pod.ended  # to ask who is alive would take its time
+        if headless or (keeper is not None and keeper != self._keeper):
             for node in [*self._all]:
                 self.stop(node)
             self._keeper = keeper or {}
             self._clusters += 1
             self.up(self.start(HEAD))
+        alive = self.alive()
+        for node in [*self._all]:
+            if node.pod.ended or (node.kind is not HEAD and node.address not in alive):
+                self.stop(node)
         wanted = ((PRODUCER, 2), (WRITER, 1))
         for kind, count in wanted:
             for node in self.of(kind)[count:]:

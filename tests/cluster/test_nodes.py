@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -129,7 +128,7 @@ def test_a_drain_with_a_deadline(nodes: Nodes, run_of: RunMaker) -> None:
 
 def test_every_worker_is_replaced_one_after_another_during_one_run(nodes: Nodes, run_of: RunMaker) -> None:
     """Producers' nodes by a spot notice, which their models use to the end; the writers' by SIGTERM."""
-    run = run_of(Plan(outputs=600, elements=5_000))
+    run = run_of(Plan(outputs=1500, elements=5_000))
     run.pace(3)
     workers = [*nodes.of(PRODUCER), *nodes.of(WRITER)]
     with run.start() as job:
@@ -160,13 +159,17 @@ def test_a_link_is_cut_and_the_zombie_comes_back(nodes: Nodes, run_of: RunMaker)
         run.decides(6)
         (zombie,) = (node for node in nodes.of(PRODUCER) if node.pod.name == run.calls[0]["host"])
         (other,) = (node for node in nodes.of(PRODUCER) if node is not zombie)
-        # its writer has room for what it is given from here on, and cannot stage it
-        zombie.pod.signal("glusterfs", signal.SIGSTOP)
+        # its writers have room for what they are given from here on, and do nothing with it yet
+        writers = zombie.pod.pids(WRITERS)
+        assert writers
+        for pid in writers:
+            os.kill(pid, signal.SIGSTOP)
         before = len(run.calls)
-        run.until(lambda: len(run.calls) >= before + 3 and blocked(zombie.pod.pids(WRITERS)))
+        run.until(lambda: len(run.calls) >= before + 3)
         for node in (nodes.head, zombie):
             node.pod.cable.hides(on=True)
-        zombie.pod.signal("glusterfs", signal.SIGCONT)
+        for pid in writers:
+            os.kill(pid, signal.SIGCONT)
         run.until(lambda: bool(run.temps()))
         zombie.pod.signal("raylet", signal.SIGSTOP)  # it would end the zombie's processes as soon as it hears the truth
         zombie.pod.cable.cut()
@@ -190,15 +193,6 @@ def test_a_link_is_cut_and_the_zombie_comes_back(nodes: Nodes, run_of: RunMaker)
         assert landed.items() <= run.landed().items(), "an object was written anew"
 
 
-def blocked(pids: list[int]) -> bool:
-    """Whether a thread of one of these waits for its filesystem."""
-    for pid in pids:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            if "fuse" in (task / "stack").read_text() or "request_wait_answer" in (task / "wchan").read_text():
-                return True
-    return False
-
-
 def test_the_head_is_lost_and_the_same_script_resumes(nodes: Nodes, run_of: RunMaker, redis: dict[str, str]) -> None:
     run = run_of(Plan(outputs=100, elements=5_000))
     run.pace(1)
@@ -208,10 +202,11 @@ def test_the_head_is_lost_and_the_same_script_resumes(nodes: Nodes, run_of: RunM
             nodes.stop(nodes.head)
             assert job.wait(PATIENCE_S) != 0
         run.checker.unfinished()
-        before = len(run.calls)
-        run.pace(0)
         nodes.complete(redis)  # the next test's head
-        with run.start() as again:
+        before = len(run.calls)  # until their nodes were gone, the models that were lost went on with what they had
+        run.pace(0)
+        # Ray Data leaves an actor behind, on its driver's node, that the next one on this cluster needs
+        with run.start(on=nodes.of(WRITER)[0]) as again:
             run.finished(again)
     assert len(run.calls) - before <= 40, "what was committed was computed again"
 
