@@ -214,12 +214,11 @@ class _Service:
                 files = result(self._coordinator.uploaded.remote(self._index, outcomes, self._measures()))
                 if not self._options.keep_staged:
                     self._staging.free(files)
-                    if self._outcomes.empty():  # else the next report says so, too, or the end does
+                    if self._outcomes.empty():  # else the next report says so, too; at the end nobody asks for room
                         self._coordinator.freed.remote(self._index)
                 with self._lock:
                     self._held.difference_update(outcome.key for outcome in outcomes)
                     self._lock.notify_all()
-            self._coordinator.freed.remote(self._index)
         except BaseException as error:  # noqa: BLE001 - the serving thread raises it
             with self._lock:
                 self._error = error
