@@ -198,9 +198,9 @@ def _upload(memory: Path, url: str, options: UploadOptions) -> Cost:
 
 
 def _upload_to_s3(memory: Path) -> Cost:
-    from benchmarks.endpoints import weed  # the demo's starter is not everywhere, and `read` needs none
+    from benchmarks.endpoints import bucket_of, weed  # the demo's starter is not everywhere, and `read` needs none
 
-    with weed() as endpoint, patch.dict(os.environ, endpoint.environment()):
+    with weed() as server, bucket_of(server) as endpoint, patch.dict(os.environ, endpoint.environment()):
         return _upload(memory, f"s3://{endpoint.bucket}/costs", UploadOptions())
 
 

@@ -2,7 +2,8 @@
 
 The clock runs from the model's first call until every output is in the bucket, and with us until the run is sealed;
 what Ray takes to start actors is not in it, for anybody. One actor computes for 50 ms a batch; the server is
-SeaweedFS in memory; staging, and the folder that rclone copies, are on the machine's disk. We fsync, the others do not.
+SeaweedFS in memory, each run has a bucket of its own; staging, and the folder that rclone copies, are on the machine's
+disk. We fsync, the others do not.
 
 After each run every object is counted. Where there is a file for each output all names and sizes are looked at and
 eight files, spread over the run, are read back and compared whole; of tables every row is.
@@ -27,17 +28,18 @@ import pyarrow.parquet
 import ray
 import torch
 from botocore.config import Config
+from seaweedfs import SeaweedFS
 
 from benchmarks.baselines import BASELINES, Arrays, Job, Model, arrow, key_of
-from benchmarks.endpoints import Endpoint, EndpointMissingError, weed
+from benchmarks.endpoints import Endpoint, EndpointMissingError, bucket_of, weed
 from benchmarks.measuring import Figure, medians
 from ray_sink import Sink
 
 _ROUNDS: Final = 3
 _READ_BACK: Final = 8
 _COMPUTE_S: Final = 0.05
-# outputs and batch of each work: a few hundred MB, or what shows the cost of each output
-_SIZES: Final = {"W1": (6, 1), "W2": (128, 8), "W3": (1024, 64), "W4": (24, 2)}
+# outputs and batch of each work: so many that it is the outputs that count, and not how a job begins and ends
+_SIZES: Final = {"W1": (12, 1), "W2": (384, 8), "W3": (4096, 64), "W4": (60, 2)}
 # a packed row costs less than a file, until we pack
 _NO_BAR: Final = {("W3", "c write_numpy"), ("W3", "d write_parquet")}
 # different shapes in one .npy are pickled
@@ -46,7 +48,7 @@ _IMPOSSIBLE: Final = {("W4", "c write_numpy")}
 
 def answer() -> Iterator[Figure]:
     try:
-        with weed() as endpoint, patch.dict(os.environ, endpoint.environment()):
+        with weed() as server, bucket_of(server) as any_bucket, patch.dict(os.environ, any_bucket.environment()):
             ray.init(
                 address="local",
                 num_cpus=4,
@@ -57,14 +59,14 @@ def answer() -> Iterator[Figure]:
             ray.data.DataContext.get_current().enable_progress_bars = False
             try:
                 for work in _SIZES:
-                    yield from _measured(work, endpoint)
+                    yield from _measured(work, server)
             finally:
                 ray.shutdown()
     except EndpointMissingError as error:
         yield Figure("B6", "not measured", float("nan"), "", note=str(error))
 
 
-def _measured(work: str, endpoint: Endpoint) -> Iterator[Figure]:
+def _measured(work: str, server: SeaweedFS) -> Iterator[Figure]:
     count, batch = _SIZES[work]
     others = {name: way for name, way in BASELINES.items() if (work, name) not in _IMPOSSIBLE}
     ways: dict[str, Callable[[Job, Endpoint, str], None]] = {"ours": ours, **others}
@@ -73,9 +75,10 @@ def _measured(work: str, endpoint: Endpoint) -> Iterator[Figure]:
         def once(name: str) -> float:
             prefix = uuid.uuid4().hex
             job = Job(work, count, batch, _COMPUTE_S, Path(folder) / prefix)
-            ways[name](job, endpoint, prefix)
-            took_s = time.time() - float(job.mark.read_text())
-            _verify(name, job, endpoint, prefix)
+            with bucket_of(server) as endpoint:
+                ways[name](job, endpoint, prefix)
+                took_s = time.time() - float(job.mark.read_text())
+                _verify(name, job, endpoint, prefix)
             return took_s
 
         # the clock leaves out what starts: there is little to warm up, and much to wait for
@@ -134,8 +137,6 @@ def _verify(name: str, job: Job, endpoint: Endpoint, prefix: str) -> None:
             found = torch.load(io.BytesIO(read(f"{key_of(number)}.pt")), weights_only=True)
             tensors = found if isinstance(found, dict) else {"p": found}
             _same(job.output(number), {column: tensor.numpy() for column, tensor in tensors.items()})
-    for path in sizes:
-        client.delete_object(Bucket=endpoint.bucket, Key=f"{prefix}/{path}")
 
 
 @cache

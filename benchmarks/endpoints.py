@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import urllib.parse
 import urllib.request
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -175,8 +176,8 @@ def _answers(server: Instant) -> bool:
 
 
 @contextmanager
-def weed() -> Iterator[Endpoint]:
-    """SeaweedFS in memory, with one empty bucket: a real store, as fast as it gets on this machine.
+def weed() -> Iterator[SeaweedFS]:
+    """SeaweedFS in memory: a real store, as fast as it gets on this machine.
 
     Raises:
         EndpointMissingError: it is not installed.
@@ -186,5 +187,15 @@ def weed() -> Iterator[Endpoint]:
     except ServerNotFoundError as error:
         raise EndpointMissingError(str(error)) from error
     with server:
-        server.create_bucket(BUCKET)
-        yield Endpoint(server.endpoint, BUCKET, server.access_key, server.secret_key, server.region)
+        yield server
+
+
+@contextmanager
+def bucket_of(server: SeaweedFS) -> Iterator[Endpoint]:
+    """A new bucket. It goes with all that it holds, and so does the memory: deleted objects would keep theirs."""
+    name = f"outputs-{uuid.uuid4().hex}"
+    server.create_bucket(name)
+    try:
+        yield Endpoint(server.endpoint, name, server.access_key, server.secret_key, server.region)
+    finally:
+        server.client.delete_bucket(Bucket=name)
