@@ -32,10 +32,9 @@ from seaweedfs import SeaweedFS
 
 from benchmarks.baselines import BASELINES, Arrays, Job, Model, arrow, key_of
 from benchmarks.endpoints import Endpoint, EndpointMissingError, bucket_of, weed
-from benchmarks.measuring import Figure, medians
+from benchmarks.measuring import ROUNDS, Figure, medians
 from ray_sink import Sink
 
-_ROUNDS: Final = 3
 _READ_BACK: Final = 8
 _COMPUTE_S: Final = 0.05
 # outputs and batch of each work: so many that it is the outputs that count, and not how a job begins and ends
@@ -46,7 +45,7 @@ _NO_BAR: Final = {("W3", "c write_numpy"), ("W3", "d write_parquet")}
 _IMPOSSIBLE: Final = {("W4", "c write_numpy")}
 
 
-def answer() -> Iterator[Figure]:
+def answer(rounds: int = ROUNDS) -> Iterator[Figure]:
     try:
         with weed() as server, bucket_of(server) as any_bucket, patch.dict(os.environ, any_bucket.environment()):
             ray.init(
@@ -59,14 +58,14 @@ def answer() -> Iterator[Figure]:
             ray.data.DataContext.get_current().enable_progress_bars = False
             try:
                 for work in _SIZES:
-                    yield from _measured(work, server)
+                    yield from _measured(work, server, rounds)
             finally:
                 ray.shutdown()
     except EndpointMissingError as error:
         yield Figure("B6", "not measured", float("nan"), "", note=str(error))
 
 
-def _measured(work: str, server: SeaweedFS) -> Iterator[Figure]:
+def _measured(work: str, server: SeaweedFS, rounds: int) -> Iterator[Figure]:
     count, batch = _SIZES[work]
     others = {name: way for name, way in BASELINES.items() if (work, name) not in _IMPOSSIBLE}
     ways: dict[str, Callable[[Job, Endpoint, str], None]] = {"ours": ours, **others}
@@ -82,7 +81,7 @@ def _measured(work: str, server: SeaweedFS) -> Iterator[Figure]:
             return took_s
 
         # the clock leaves out what starts: there is little to warm up, and much to wait for
-        seconds = medians({name: partial(once, name) for name in ways}, rounds=_ROUNDS, warm_up=False)
+        seconds = medians({name: partial(once, name) for name in ways}, rounds=rounds, warm_up=False)
     for name in others:
         bar = None if (work, name) in _NO_BAR else 1.0
         yield Figure(

@@ -27,14 +27,13 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy, Dataset
 
-from benchmarks.measuring import Figure
+from benchmarks.measuring import ROUNDS, Figure
 from benchmarks.works import MiB
 from benchmarks.writer import Landing
 from ray_sink import Limits, SaveFormat, Sink, WriterOptions
 
-_BATCHES, _BLOCKS, _WARM = 45, 5, 10
+_BATCHES, _BLOCKS, _WARM = 35, 5, 10
 _BARS: Final = {0.3: 0.005, 0.8: 0.02}  # of the step, by load
-_ROUNDS = 3
 _RATE_S = 12.0
 _STORE_BYTES = 2048 * MiB
 
@@ -63,7 +62,7 @@ class Model:
         return {**made, "u": out[None]} if self.returns else made
 
 
-def answer() -> Iterator[Figure]:
+def answer(rounds: int = ROUNDS) -> Iterator[Figure]:
     ray.init(
         address="local",
         num_cpus=4,
@@ -78,7 +77,7 @@ def answer() -> Iterator[Figure]:
         _touch()
         rate = _staging_rate(root)
         for step_s in (0.2, 0.1):
-            yield from _compared(root, step_s, rate)
+            yield from _compared(root, step_s, rate, rounds)
     finally:
         ray.shutdown()
         shutil.rmtree(root, ignore_errors=True)
@@ -102,7 +101,7 @@ def _staging_rate(root: Path) -> float:
     return 16 * MiB * len(receipts) / took_s
 
 
-def _compared(root: Path, step_s: float, rate: float) -> Iterator[Figure]:
+def _compared(root: Path, step_s: float, rate: float, rounds: int) -> Iterator[Figure]:
     floats = {load: int(rate * load * step_s) // 4 for load in _BARS}
     ways: dict[tuple[str, float], Callable[[], Sequence[Mapping[str, Any]]]] = {
         ("nothing", 0.0): partial(_plain, step_s),
@@ -111,7 +110,7 @@ def _compared(root: Path, step_s: float, rate: float) -> Iterator[Figure]:
     }
     idle_s: dict[tuple[str, float], list[float]] = {way: [] for way in ways}
     copied_s: dict[tuple[str, float], list[float]] = {way: [] for way in ways}
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for way, rows in ways.items():
             calls = sorted(rows(), key=lambda row: float(row["t0"]))[_WARM:]
             idle_s[way].append(_idle(calls))
