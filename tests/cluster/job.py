@@ -52,7 +52,7 @@ def model_of(plan: Plan, folder: Path) -> Any:
     return Model
 
 
-def by_dataset(sink: Sink, plan: Plan, folder: Path, producers: int) -> None:
+def by_dataset(sink: Sink, plan: Plan, folder: Path, producers: int, share: int) -> None:
     rows = [{"id": n, "part": n % 3} for n in range(plan.outputs)]
     ds = ray.data.from_items(rows, override_num_blocks=max(1, plan.outputs // 2))
     sink.run(
@@ -62,7 +62,7 @@ def by_dataset(sink: Sink, plan: Plan, folder: Path, producers: int) -> None:
         columns="u",
         compute=ActorPoolStrategy(size=producers),
         num_cpus=0.5,
-        resources={"producer": 1},
+        resources={"producer": share},
         scheduling_strategy="SPREAD",
     )
 
@@ -91,8 +91,8 @@ class Producer:
         return waits
 
 
-def by_handles(sink: Sink, plan: Plan, folder: Path, producers: int) -> None:
-    make = ray.remote(Producer).options(num_cpus=0.5, resources={"producer": 1}, scheduling_strategy="SPREAD")
+def by_handles(sink: Sink, plan: Plan, folder: Path, producers: int, share: int) -> None:
+    make = ray.remote(Producer).options(num_cpus=0.5, resources={"producer": share}, scheduling_strategy="SPREAD")
     actors: list[Any] = [make.remote(sink.handle(), plan, folder) for _ in range(producers)]
     shares = [list(range(n, plan.outputs, producers)) for n in range(producers)]
     done = [actor.produce.remote(share) for actor, share in zip(actors, shares, strict=True)]
@@ -110,6 +110,7 @@ def main(argv: Sequence[str]) -> int:
     add("--elements", type=int, required=True)
     add("--work", choices=["dataset", "handles"], default="dataset")
     add("--producers", type=int, default=2)
+    add("--share", type=int, default=1, help="of a node's room for producers, 2, that each of them takes")
     add("--node-local", action="store_true", help="staging is each node's own /tmp")
     add("--writers-apart", action="store_true", help="on nodes of their own")
     arguments = parser.parse_args(argv)
@@ -128,7 +129,7 @@ def main(argv: Sequence[str]) -> int:
         progress=False,
     )
     work = by_dataset if arguments.work == "dataset" else by_handles
-    return followed(sink, lambda: work(sink, plan, arguments.folder, arguments.producers))
+    return followed(sink, lambda: work(sink, plan, arguments.folder, arguments.producers, arguments.share))
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def test_every_worker_is_replaced_one_after_another_during_one_run(nodes: Nodes,
 
     Ray Data gives a model on a draining node nothing more to do and leaves it there: such a node does not go by itself.
     """
-    run = run_of(Plan(outputs=1500, elements=5_000))
+    run = run_of(Plan(outputs=1500, elements=5_000), "--share", 2)
     run.pace(3)
     workers = [*nodes.of(PRODUCER), *nodes.of(WRITER)]
     with run.start() as job:
