@@ -56,7 +56,7 @@ slow: $(STAMP) ## what make test leaves out: the README's snippets, the demo twi
 		--deselect $(IMAGE) $(PYTEST_ARGS)
 
 cluster: $(STAMP) ## several nodes that die, drain, are cut off and come back, pods, Slurm; as root, else what can do without
-	FAULTS=all PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(CLUSTERS) $(IMAGE) \
+	FAULTS=all PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 30 $(CLUSTERS) $(IMAGE) \
 		$(if $(filter 0,$(shell id -u)),,$(ONE_NETWORK)) $(PYTEST_ARGS)
 
 faults: $(STAMP) ## the whole fault suite: 5,000 schedules of the model, every case, SIGKILL, SIGSTOP, power cuts
