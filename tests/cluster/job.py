@@ -1,7 +1,8 @@
 """A run over a cluster that is there already; prints a JSON line for each thing that has happened.
 
 In its folder, which all nodes see, the file ``pace`` says how long a call of the model takes, in seconds: whoever looks
-on can hold the run up and let it go. The folder ``calls`` gets a line for each call.
+on can hold the run up and let it go. The folder ``calls`` gets a line for each call. With ``--held``, writers wait
+before they stage for as long as there is a file ``hold``; the folder ``held`` gets a file for each thread that does.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 
 from ray_sink import Limits, NodeLocal, SaveFormat, Sink, WriterOptions
+from ray_sink.formats.npy import NpyFormat
 from tests.faults.cluster_job import followed, say
 from tests.faults.plan import Plan
+
+if TYPE_CHECKING:
+    from ray_sink.formats.base import Value
 
 
 def paced(folder: Path) -> None:
@@ -38,6 +44,19 @@ def called(folder: Path, first: int, began_s: float) -> None:
     # a file of its own for each process: appending to one from several nodes is not what is tested
     with (folder / "calls" / f"{socket.gethostname()}-{os.getpid()}").open("a") as file:
         file.write(line + "\n")
+
+
+class HeldFormat(NpyFormat):
+    """Encodes, and so stages, only when there is no file ``hold``: a writer has room by then and has not asked yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def encode(self, value: Value, file: BinaryIO) -> Sequence[str]:
+        while (self._folder / "hold").exists():
+            (self._folder / "held" / f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}").touch()
+            time.sleep(0.05)
+        return super().encode(value, file)
 
 
 def model_of(plan: Plan, folder: Path) -> Any:
@@ -111,6 +130,7 @@ def main(argv: Sequence[str]) -> int:
     add("--work", choices=["dataset", "handles"], default="dataset")
     add("--producers", type=int, default=2)
     add("--share", type=int, default=1, help="of a node's room for producers, 2, that each of them takes")
+    add("--held", action="store_true", help="writers wait while there is a file hold")
     add("--node-local", action="store_true", help="staging is each node's own /tmp")
     add("--writers-apart", action="store_true", help="on nodes of their own")
     arguments = parser.parse_args(argv)
@@ -123,7 +143,7 @@ def main(argv: Sequence[str]) -> int:
         staging=NodeLocal("/tmp") if arguments.node_local else arguments.folder / "staging",
         ack="uploaded" if arguments.node_local else "staged",
         run_id="run-1",
-        save_format=SaveFormat.NUMPY_NPY,
+        save_format=HeldFormat(arguments.folder) if arguments.held else SaveFormat.NUMPY_NPY,
         writers=WriterOptions(resources={"writer": 1} if arguments.writers_apart else {}),
         limits=Limits(takeover_s=10.0, drain_s=10.0),
         progress=False,

@@ -11,13 +11,13 @@ import pytest
 from tests.cluster.conftest import RunMaker
 from tests.cluster.nodes import HEAD, PRODUCER, WRITER, Node, Nodes
 from tests.cluster.patience import PATIENCE_S
+from tests.cluster.runs import WRITERS
 from tests.faults.invariants import Reader
 from tests.faults.plan import Plan
 from tests.faults.processes import needs
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(3600)]
 
-WRITERS = "ray::WriterShell"
 UPLOADER = "ray::UploaderShell"
 DRAIN_S = 90
 NOTICE_S = 60
@@ -169,28 +169,27 @@ def test_every_worker_is_replaced_one_after_another_during_one_run(nodes: Nodes,
 
 def test_a_link_is_cut_and_the_zombie_comes_back(nodes: Nodes, run_of: RunMaker) -> None:
     """The zombie has staged outputs and not asked yet when it is cut off. Declared dead and replaced, it asks."""
-    run = run_of(Plan(outputs=400, elements=20_000), "--producers", 1)
+    run = run_of(Plan(outputs=400, elements=20_000), "--producers", 1, "--held")
     run.pace(2)
     with run.start() as job, Reader(run.checker):
         run.decides(6)
         (zombie,) = (node for node in nodes.of(PRODUCER) if node.pod.name == run.calls[0]["host"])
         (other,) = (node for node in nodes.of(PRODUCER) if node is not zombie)
-        # its writers have room for what they are given from here on, and do nothing with it yet
-        writers = zombie.pod.pids(WRITERS)
-        assert writers
-        for pid in writers:
-            os.kill(pid, signal.SIGSTOP)
+        run.hold()
         before = len(run.calls)
-        run.until(lambda: len(run.calls) >= before + 3)
+        run.until(lambda: len(run.calls) >= before + 3 and run.holds(zombie) and not run.temps())
         for node in (nodes.head, zombie):
             node.pod.cable.hides(on=True)
-        for pid in writers:
-            os.kill(pid, signal.SIGCONT)
-        run.until(lambda: bool(run.temps()))
+        run.let_go()
+        # at two looks in a row: between its files and their folder it has neither open
+        run.until(lambda: run.has_staged(zombie))
+        run.until(lambda: run.has_staged(zombie))
         zombie.pod.signal("raylet", signal.SIGSTOP)  # it would end the zombie's processes as soon as it hears the truth
         zombie.pod.cable.cut()
         cut_s = time.monotonic()
+        assert zombie.address in nodes.alive()
         held = run.temps()
+        assert held
         lost = {call["first"] for call in run.calls[before:]}
         run.until(lambda: zombie.address not in nodes.alive())
         run.until(lambda: lost <= run.computed_on(other))
