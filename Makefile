@@ -47,6 +47,8 @@ unit: $(STAMP) ## the tests, in two processes; PYTEST_ARGS='-n0 -k journal' for 
 
 # These start clusters of many processes, or fetch what a container would.
 CLUSTERS := tests/cluster tests/test_entrypoints.py tests/test_slurm.py
+# What can be done of tests/cluster without networks of its own; `make faults` runs it, too.
+ONE_NETWORK := tests/faults/test_cluster.py tests/faults/test_drains.py
 IMAGE := tests/test_cluster_configs.py::test_the_dockerfiles_install_steps_run_in_an_environment_that_has_nothing
 
 slow: $(STAMP) ## what make test leaves out: the README's snippets, the demo twice, every process killed once
@@ -54,8 +56,8 @@ slow: $(STAMP) ## what make test leaves out: the README's snippets, the demo twi
 		--deselect $(IMAGE) $(PYTEST_ARGS)
 
 cluster: $(STAMP) ## several nodes that die, drain, are cut off and come back, pods, Slurm; as root, else what can do without
-	FAULTS=all PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(CLUSTERS) $(IMAGE) \
-		$(if $(filter 0,$(shell id -u)),,tests/faults/test_cluster.py) $(PYTEST_ARGS)
+	FAULTS=all PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 30 $(CLUSTERS) $(IMAGE) \
+		$(if $(filter 0,$(shell id -u)),,$(ONE_NETWORK)) $(PYTEST_ARGS)
 
 faults: $(STAMP) ## the whole fault suite: 5,000 schedules of the model, every case, SIGKILL, SIGSTOP, power cuts
 	FAULTS=all $(BIN)/python -m pytest tests/model -n 2

@@ -40,7 +40,9 @@ os.environ |= {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes: those with Ray stay in two, and one of these has the cluster."""
     for item in items:
-        if "ray_cluster" in getattr(item, "fixturenames", ()):
+        if item.path.parent.name == "cluster":  # its nodes are for the whole session
+            item.add_marker(pytest.mark.xdist_group("nodes"))
+        elif "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("cluster"))
         elif item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("programs"))

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from ray_sink.accelerator import Cuda
 from ray_sink.aside import Aside
@@ -33,6 +33,8 @@ _BY_VALUE_BYTES = 64 * 1024
 _BESIDE = 2
 """Batches that wait to be copied beside their producer: each is in memory twice meanwhile."""
 _TRIES = 20
+_DIED = (RayActorError, OutOfMemoryError)
+"""How a call ends whose actor is gone; the second where Ray's own memory monitor has ended it."""
 _REPORT_S = 5.0
 
 
@@ -253,7 +255,7 @@ class Connection:
                     self._writers = [writer for writer in self._writers if writer.name != batch.writer]
             self._let_go(batch, reply.credit_wanted)
             self._staged(batch, reply.outcomes)
-        elif isinstance(error, RayActorError) and batch.tries < _TRIES:
+        elif isinstance(error, _DIED) and batch.tries < _TRIES:
             batch.tries += 1
             self._todo.put(lambda: self._send_again(batch))
         else:

@@ -1,7 +1,8 @@
 """A run over a cluster that is there already; prints a JSON line for each thing that has happened.
 
 In its folder, which all nodes see, the file ``pace`` says how long a call of the model takes, in seconds: whoever looks
-on can hold the run up and let it go. The folder ``calls`` gets a line for each call.
+on can hold the run up and let it go. The folder ``calls`` gets a line for each call. With ``--held``, writers wait
+before they stage for as long as there is a file ``hold``; the folder ``held`` gets a file for each thread that does.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 
 from ray_sink import Limits, NodeLocal, SaveFormat, Sink, WriterOptions
+from ray_sink.formats.npy import NpyFormat
 from tests.faults.cluster_job import followed, say
 from tests.faults.plan import Plan
+
+if TYPE_CHECKING:
+    from ray_sink.formats.base import Value
 
 
 def paced(folder: Path) -> None:
@@ -40,6 +46,19 @@ def called(folder: Path, first: int, began_s: float) -> None:
         file.write(line + "\n")
 
 
+class HeldFormat(NpyFormat):
+    """Encodes, and so stages, only when there is no file ``hold``: a writer has room by then and has not asked yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def encode(self, value: Value, file: BinaryIO) -> Sequence[str]:
+        while (self._folder / "hold").exists():
+            (self._folder / "held" / f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}").touch()
+            time.sleep(0.05)
+        return super().encode(value, file)
+
+
 def model_of(plan: Plan, folder: Path) -> Any:
     class Model:
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +71,7 @@ def model_of(plan: Plan, folder: Path) -> Any:
     return Model
 
 
-def by_dataset(sink: Sink, plan: Plan, folder: Path, producers: int) -> None:
+def by_dataset(sink: Sink, plan: Plan, folder: Path, producers: int, share: int) -> None:
     rows = [{"id": n, "part": n % 3} for n in range(plan.outputs)]
     ds = ray.data.from_items(rows, override_num_blocks=max(1, plan.outputs // 2))
     sink.run(
@@ -62,7 +81,7 @@ def by_dataset(sink: Sink, plan: Plan, folder: Path, producers: int) -> None:
         columns="u",
         compute=ActorPoolStrategy(size=producers),
         num_cpus=0.5,
-        resources={"producer": 1},
+        resources={"producer": share},
         scheduling_strategy="SPREAD",
     )
 
@@ -75,7 +94,8 @@ class Producer:
         self._plan = plan
         self._folder = folder
 
-    def produce(self, numbers: Sequence[int]) -> list[float]:
+    def produce(self, numbers: Sequence[int]) -> list[tuple[float, float]]:
+        """When each write began, on this machine's clock, and how long it held the producer up."""
         waits = []
         with self._handle as handle:
             for first in range(0, len(numbers), 2):
@@ -86,18 +106,17 @@ class Producer:
                 called(self._folder, some[0], began_s)
                 began_s = time.monotonic()
                 handle.write_batch([self._plan.key(n) for n in some], values)
-                waits.append(time.monotonic() - began_s)
+                waits.append((began_s, time.monotonic() - began_s))
         return waits
 
 
-def by_handles(sink: Sink, plan: Plan, folder: Path, producers: int) -> None:
-    make = ray.remote(Producer).options(num_cpus=0.5, resources={"producer": 1}, scheduling_strategy="SPREAD")
+def by_handles(sink: Sink, plan: Plan, folder: Path, producers: int, share: int) -> None:
+    make = ray.remote(Producer).options(num_cpus=0.5, resources={"producer": share}, scheduling_strategy="SPREAD")
     actors: list[Any] = [make.remote(sink.handle(), plan, folder) for _ in range(producers)]
     shares = [list(range(n, plan.outputs, producers)) for n in range(producers)]
     done = [actor.produce.remote(share) for actor, share in zip(actors, shares, strict=True)]
-    for some in ray.get(done):
-        # the first write waits for the writer's process to come up
-        say(waited={"first_s": some[0], "most_s": max(some[1:]), "sum_s": sum(some[1:])})
+    for waits in ray.get(done):
+        say(waits=waits)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -110,6 +129,8 @@ def main(argv: Sequence[str]) -> int:
     add("--elements", type=int, required=True)
     add("--work", choices=["dataset", "handles"], default="dataset")
     add("--producers", type=int, default=2)
+    add("--share", type=int, default=1, help="of a node's room for producers, 2, that each of them takes")
+    add("--held", action="store_true", help="writers wait while there is a file hold")
     add("--node-local", action="store_true", help="staging is each node's own /tmp")
     add("--writers-apart", action="store_true", help="on nodes of their own")
     arguments = parser.parse_args(argv)
@@ -122,13 +143,13 @@ def main(argv: Sequence[str]) -> int:
         staging=NodeLocal("/tmp") if arguments.node_local else arguments.folder / "staging",
         ack="uploaded" if arguments.node_local else "staged",
         run_id="run-1",
-        save_format=SaveFormat.NUMPY_NPY,
+        save_format=HeldFormat(arguments.folder) if arguments.held else SaveFormat.NUMPY_NPY,
         writers=WriterOptions(resources={"writer": 1} if arguments.writers_apart else {}),
         limits=Limits(takeover_s=10.0, drain_s=10.0),
         progress=False,
     )
     work = by_dataset if arguments.work == "dataset" else by_handles
-    return followed(sink, lambda: work(sink, plan, arguments.folder, arguments.producers))
+    return followed(sink, lambda: work(sink, plan, arguments.folder, arguments.producers, arguments.share))
 
 
 if __name__ == "__main__":

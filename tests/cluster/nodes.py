@@ -54,6 +54,11 @@ _SETTINGS = {
     "RAY_gcs_server_port_wait_time_s": "240",
     "RAY_worker_register_timeout_seconds": "180",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "90",
+    # memory is the whole machine's, of which others have some
+    "RAY_memory_monitor_refresh_ms": "0",
+    # processes that nobody has asked for yet
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
     "PYTHONPATH": str(PROJECT),
     "PYTHONWARNINGS": "ignore",
 }

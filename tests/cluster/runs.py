@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests.faults.invariants import Checker
 from tests.faults.plan import Plan
 from tests.faults.s3_jobs import Objects
 from tests.servers import S3Bucket
+
+WRITERS = "ray::WriterShell"
 
 
 class NodesRun:
@@ -36,7 +39,7 @@ class NodesRun:
         self._job: ClusterJob | None = None
         name = uuid.uuid4().hex[:12]
         self.folder = shared / name
-        for place in (self.folder / "staging", self.folder / "calls"):
+        for place in (self.folder / "staging", self.folder / "calls", self.folder / "held"):
             place.mkdir(parents=True)
         self.pace(0)
         self._objects = Objects(bucket)
@@ -50,6 +53,18 @@ class NodesRun:
         """What a call of the model takes from now on, seconds."""
         (self.folder / "next").write_text(str(call_s))
         (self.folder / "next").replace(self.folder / "pace")
+
+    def hold(self) -> None:
+        """Have writers wait before they stage anything, in a run with ``--held``."""
+        (self.folder / "hold").touch()
+
+    def let_go(self) -> None:
+        """Have them go on."""
+        (self.folder / "hold").unlink()
+
+    def holds(self, node: Node) -> bool:
+        """Whether a writer there waits."""
+        return any(path.name.startswith(f"{node.pod.name}-") for path in (self.folder / "held").iterdir())
 
     def start(self, on: Node | None = None) -> ClusterJob:
         """Its driver, on the head or on another node."""
@@ -86,6 +101,14 @@ class NodesRun:
         """Files of attempts that are not decided, or lost and not removed."""
         return {path.name for path in (self.folder / "staging" / RESERVED / "run-1" / "tmp").glob("*/*")}
 
+    def has_staged(self, node: Node) -> bool:
+        """Whether there are temps, and all are complete, and no writer there has a file of the staging folder open."""
+        folder = self.folder / "staging" / RESERVED / "run-1" / "tmp"
+        whole = {len(data) for choices in self.checker.contents.values() for data in choices}
+        sizes = {path.stat().st_size for path in folder.glob("*/*")}
+        opened = [path for pid in node.pod.pids(WRITERS) for path in open_files(pid)]
+        return bool(sizes) and sizes <= whole and not any(self.folder.name in path for path in opened)
+
     def landed(self) -> dict[str, str]:
         """What tells one version of an object from the next, by path."""
         found = self._objects.listed()
@@ -108,3 +131,13 @@ class NodesRun:
         assert status == 0, (job.facts[-3:], job.complained()[-4000:])
         assert job.said("sealed") == [self.plan.outputs]
         self.checker.finished()
+
+
+def open_files(pid: int) -> list[str]:
+    found = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(os.readlink(fd))
+        except FileNotFoundError:  # closed meanwhile
+            continue
+    return found

@@ -48,8 +48,8 @@ def test_pods_share_a_filesystem_and_nothing_else(network: Network, shared: Glus
     folder = uuid.uuid4().hex
     (shared_here / folder).mkdir()
     look = (
-        f"cd /tmp/shared/{folder}; touch /tmp/mine /dev/shm/mine;"
-        " (hostname; echo $$; ls /tmp /dev/shm | grep -c mine; ls /proc | grep -c '^[0-9]') > $(hostname).now;"
+        f"cd /tmp/shared/{folder}; touch /tmp/{folder} /dev/shm/{folder};"
+        f" (hostname; echo $$; ls /tmp /dev/shm | grep -c {folder}; ls /proc | grep -c '^[0-9]') > $(hostname).now;"
         " mv $(hostname).now $(hostname); exec sleep 1000"
     )
     pods = [Pod(name, network.cable(), shared.volume, ["sh", "-c", look], env={}) for name in ("one", "two")]
@@ -62,7 +62,7 @@ def test_pods_share_a_filesystem_and_nothing_else(network: Network, shared: Glus
             assert int(pid) < 50
             assert mine == "2"
             assert int(processes) < 20
-        assert not Path("/tmp/mine").exists()
+        assert not Path(f"/tmp/{folder}").exists()
         pods[0].stop()
         assert pods[0].gone
         assert not pods[1].ended

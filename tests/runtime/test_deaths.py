@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from ray.exceptions import OutOfMemoryError
 
 from ray_sink import State, WriterOptions
 from ray_sink.records import MultipartUpload
+from ray_sink.runtime.messages import WriterInfo
 from tests.fields import field
 from tests.runtime.conftest import Run, kill, pids_of
 from tests.servers import S3Bucket
@@ -56,6 +58,23 @@ def test_every_writer_dies_while_it_has_work(folder_run: Run) -> None:
         os.kill(pid, signal.SIGSTOP)  # what comes now is certainly unanswered
         tickets = [handle.write(f"k/{i:03d}", field(i, 20_000)) for i in range(1, N)]
         os.kill(pid, signal.SIGKILL)
+        assert all(ticket.result(120).state in (State.STAGED, State.UPLOADED) for ticket in tickets)
+    check_all(folder_run)
+
+
+def test_a_writer_that_the_memory_monitor_ends_is_one_that_died(folder_run: Run) -> None:
+    class Ended:
+        """Ray says it of an actor that its monitor has killed, and that is no `RayActorError`."""
+
+        def write(self, submission: object, payload: object) -> None:
+            raise OutOfMemoryError("worker(s) were killed due to the node running low on memory")
+
+    with folder_run.sink() as sink, sink.handle() as handle:
+        handle.write("k/000", field(0, 20_000)).result(60)
+        connection = handle._connection
+        assert connection is not None
+        connection._writers = [WriterInfo("ended", "", actor=ray.remote(Ended).remote())]
+        tickets = [handle.write(f"k/{i:03d}", field(i, 20_000)) for i in range(1, N)]
         assert all(ticket.result(120).state in (State.STAGED, State.UPLOADED) for ticket in tickets)
     check_all(folder_run)
 
