@@ -29,7 +29,7 @@ QUESTIONS: Final = {
 }
 BY_NAME: Final = {"gpu": "gpu_overlap", "scale": "scale"}
 KNOWN: Final = QUESTIONS | BY_NAME
-TURNS_AMONG_ALL: Final = {"B3": 3, "B6": 3}
+TURNS_AMONG_ALL: Final = {"B3": 3, "B6": 1}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ from benchmarks.pipeline import through
 LENGTHS: Final = (10**4, 10**5, 10**6)
 PIPELINE: Final = 10**5
 # a million of the same are a mean by themselves
-ROUNDS: Final = {10**4: 5, 10**5: 3, 10**6: 1}
+ROUNDS: Final = {10**4: 5, 10**5: 2, 10**6: 1}
 RESUME_BAR_S, RESUME_BAR_GB = 10.0, 1.0
 FLAT: Final = 1.25
 _SHM = Path("/dev/shm")

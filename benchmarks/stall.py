@@ -32,7 +32,7 @@ from benchmarks.works import MiB
 from benchmarks.writer import Landing
 from ray_sink import Limits, SaveFormat, Sink, WriterOptions
 
-_BATCHES, _BLOCKS, _WARM = 35, 5, 10
+_BATCHES, _BLOCKS, _WARM = 30, 5, 10
 _BARS: Final = {0.3: 0.005, 0.8: 0.02}  # of the step, by load
 _RATE_S = 12.0
 _STORE_BYTES = 2048 * MiB

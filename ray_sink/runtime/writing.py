@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -24,9 +24,11 @@ from ray_sink.records import Decision, FileRecord, Proposal, Receipt
 from ray_sink.runtime.beside import Beside
 from ray_sink.runtime.calls import result
 from ray_sink.runtime.messages import RunSpec, Submission, WriteReply
-from ray_sink.runtime.payload import Packed, packed_bytes, unpack
 from ray_sink.staging import Staging
 from ray_sink.writer import Output, Writer
+
+if TYPE_CHECKING:
+    from ray_sink.runtime.payload import Packed
 
 _LIVES = 3
 """How many restarts of the ledger one batch may meet before it is handed back."""
@@ -36,6 +38,10 @@ class WriterShell:
     """Stages batches, has them decided, publishes the winners. Everything that it can do late is harmless."""
 
     def __init__(self, spec: RunSpec, coordinator: Any) -> None:
+        # not with this module: whoever is handed a writer's handle loads that, the coordinator too, and needs no torch
+        from ray_sink.runtime import payload
+
+        self._payload = payload
         self._spec = spec
         self._coordinator = coordinator
         self._staging = Staging(PosixFilesystem(), Path(spec.info.staging), spec.info.run_id)
@@ -104,7 +110,7 @@ class WriterShell:
         return WriteReply(outcomes, credit_wanted, self._leaving)
 
     def _write(self, submission: Submission, payload: Packed) -> tuple[tuple[Receipt | Exception, ...], bool]:
-        values = unpack(payload)
+        values = self._payload.unpack(payload)
         outcomes: list[Receipt | SinkError | None] = [None] * len(values)
         left = list(range(len(values)))
         credit_wanted = False
@@ -121,7 +127,7 @@ class WriterShell:
             with self._room(batch, bound_bytes):
                 found = writer.write_batch(outputs)
             done = [outcome for outcome in found if isinstance(outcome, Receipt)]
-            measures = self._meter.wrote(len(done), packed_bytes(payload) if life == 0 else 0)
+            measures = self._meter.wrote(len(done), self._payload.packed_bytes(payload) if life == 0 else 0)
             credit_wanted = result(self._coordinator.batch_done.remote(batch, measures, submission.measures))
             for index, outcome in zip(left, found, strict=True):
                 outcomes[index] = outcome

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ray_sink
 from ray_sink import Limits, Sink, UploadOptions
@@ -23,7 +24,7 @@ from tests.cli.conftest import call
 from tests.cli.test_doctor import found
 from tests.faults.mounts import mounted
 from tests.faults.processes import needs
-from tests.runtime.conftest import LIMITS, Run
+from tests.runtime.conftest import LIMITS, Run, pids_of
 from tests.servers import S3Server, or_skip
 
 pytestmark = pytest.mark.ray
@@ -33,6 +34,17 @@ def weaker(caplog: pytest.LogCaptureFixture) -> dict[tuple[str, str], dict[str, 
     """What was said of promises."""
     told = [record.fields for record in caplog.records if getattr(record, "event", "") == "promise_weaker"]  # type: ignore[attr-defined]
     return {(fields["area"], fields["name"]): fields for fields in told}
+
+
+def test_only_writers_load_torch(folder_run: Run) -> None:
+    """It takes a second and some 200 MB: while the coordinator loads it, every call to it waits."""
+    with folder_run.sink() as sink, sink.handle() as handle:
+        handle.write("k", torch.zeros(3)).result(60)
+        loaded = {
+            shell: {"libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in pids_of(shell)}
+            for shell in ("WriterShell", "Coordinator", "UploaderShell")
+        }
+    assert loaded == {"WriterShell": {True}, "Coordinator": {False}, "UploaderShell": {False}}
 
 
 def test_a_store_that_verifies_nothing_is_recorded_as_size_checked(
