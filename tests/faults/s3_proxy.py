@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Literal, NoReturn, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from seaweedfs import free_ports
+
 from tests.servers import S3Server
 from tests.waiting import until
 
@@ -235,7 +237,8 @@ class Proxy:
         self._reachable = threading.Event()
         self._reachable.set()
         self._partition: Literal["silent", "refusing"] | None = None
-        self._listen(0)
+        # outside the range of outgoing connections, one of which might take it while nobody listens
+        self._listen(free_ports(1)[0])
         self.endpoint = f"http://127.0.0.1:{self._port}"
 
     def on(

@@ -87,10 +87,10 @@ def test_a_dataset_that_was_cut_short_is_not(
 
 def test_a_dataset_inside_anothers_union_is_written_and_not_watched(sink: Sink) -> None:
     """Ray Data runs it under the other one's context. That is said in the docs; it must not look complete."""
-    before = sink.status().decided
     why = verdict(sink, lambda ds: cases(3).union(ds).take_all(), "other union")
     assert "never run to its end" in why
-    assert sink.status().decided == before + ROWS
+    # not by counting what is decided: datasets that were cut short may still have outputs under way
+    assert len(list(Path(sink._info.staging, "other union").iterdir())) == ROWS
 
 
 def test_a_limit_in_front_of_the_sink_is_a_smaller_dataset(sink: Sink) -> None:
