@@ -526,9 +526,12 @@ def test_local_temps_stay_within_their_budget_and_a_large_one_goes_alone(book: B
     with writer:
         for batch, waiting in zip(batches, (1, 2), strict=True):
             batch.start()
-            # two of 0.4 MB fit into 1 MiB; the third and the one of 4 MB wait
-            until(lambda waiting=waiting: len(publishing._temps._budget._waiting) == waiting)  # type: ignore[misc]
-        assert len(entered) == 2
+            # two of 0.4 MB fit into 1 MiB; the third and the one of 4 MB wait. Whoever has entered waits no more
+            until(
+                lambda waiting=waiting: (  # type: ignore[misc]
+                    len(entered) == 2 and len(publishing._temps._budget._waiting) == waiting
+                )
+            )
         assert publishing._temps._budget.used_bytes < 2**20
         opened.set()
         for batch in batches:
