@@ -35,8 +35,13 @@ _NOTICE_S = 60
 """From the announcement that a node will go to its going, at most."""
 
 
+_SAYING = threading.Lock()
+
+
 def say(**fact: object) -> None:
-    print(json.dumps(fact), flush=True)
+    """A line of its own, whichever threads speak: `print` writes a line and its end one after the other."""
+    with _SAYING:
+        print(json.dumps(fact), flush=True)
 
 
 def dropped(folder: Path) -> dict[str, int]:
