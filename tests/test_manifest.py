@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -153,3 +155,18 @@ def test_no_seal_is_none(store: SimulatedStore) -> None:
 def test_what_is_no_seal_is_an_error_that_says_so(data: bytes) -> None:
     with pytest.raises(RunError, match="_SUCCESS"):
         Seal.from_json(data)
+
+
+def test_a_seal_waits_for_no_library_when_it_has_got_ready() -> None:
+    code = """if True:
+        import sys
+        from ray_sink import manifest
+        from ray_sink.records import FileRecord, Receipt, State
+        manifest.get_ready()
+        before = set(sys.modules)
+        file = FileRecord("a.npy", 7, "crc64nvme:00", "sim://bucket/a.npy")
+        manifest.to_parquet([Receipt("a", "t", State.STAGED, (file,), notes=("stored as float32",))])
+        print({name.partition(".")[0] for name in set(sys.modules) - before} & {"pyarrow", "pandas"})
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "set()"

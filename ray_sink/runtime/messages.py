@@ -47,6 +47,7 @@ class WriterInfo:
         place: node id of where it runs, once it does.
         actor: its actor handle.
         error: why there is none.
+        going: its node drains: it serves until another does.
     """
 
     name: str
@@ -54,6 +55,7 @@ class WriterInfo:
     place: str = ""
     actor: Any = None
     error: SinkError | None = None
+    going: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ class Roster:
         """Take in all writers that the driver has.
 
         Args:
-            writers: they; not those that leave because their node drains.
+            writers: they; not those that were told to leave.
             starting: how many it is starting for each node.
             draining: nodes that drain. Producers there have what others have, and get a writer if nobody has one.
         """
@@ -51,7 +51,7 @@ class Roster:
 
     def wish(self) -> RosterWish:
         """What the driver should do."""
-        alive = Counter(w.node for w in self._writers.values() if w.name not in self._failed)
+        alive = Counter(w.node for w in self._living() if not w.going)
         missing = {node: self._wanted_on(node, alive) - alive[node] - self._starting[node] for node in self._wanted}
         return RosterWish({node: count for node, count in missing.items() if count > 0}, tuple(sorted(self._failed)))
 
@@ -63,14 +63,19 @@ class Roster:
     def serving(self, node: str) -> list[WriterInfo]:
         """Writers for producers on `node`; empty until the driver has created one.
 
+        Those whose node drains only where there are no others.
+
         Raises:
             SinkError: why there is none and will be none.
         """
-        living = [w for w in self._writers.values() if w.name not in self._failed]
+        living = self._living()
         found = [w for w in living if w.node == node]
-        if not found and node in self._draining:
-            found = [w for w in living if w.error is None]
-        able = [writer for writer in found if writer.error is None]
+        if node in self._draining and not any(w.error is None and not w.going for w in found):
+            found = [w for w in living if w.error is None] or found
+        able = [w for w in found if w.error is None]
         if found and not able:
             raise found[0].error or SinkError(f"no writer for node {node}")
-        return able
+        return [w for w in able if not w.going] or able
+
+    def _living(self) -> list[WriterInfo]:
+        return [w for w in self._writers.values() if w.name not in self._failed]

@@ -29,6 +29,8 @@ _CALLS_AT_ONCE = 4
 _UPLOADING_CALLS = 16
 """The same where a call ends only when its batch is uploaded."""
 _CLEAR_S = 10.0
+_HANDOVER_S = 10.0
+"""How long a writer whose node drains stays for its successor to start: Ray leaves such a node 30 s and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ class _Leaving:
 class Steward:
     """A thread that creates writers where the coordinator wants them, and replaces those that died.
 
-    Where a node drains, its writers and uploaders finish what they have and end: then it has nothing of ours, and can
-    go before its time is up.
+    Where a node drains, its writers' successors start, and then they finish what they have and end, as its uploaders
+    do: then it has nothing of ours, and can go before its time is up.
 
     Args:
         spec: the run.
@@ -62,6 +64,7 @@ class Steward:
         self._uploaders = uploaders
         self._draining: frozenset[str] = frozenset()
         self._left: frozenset[str] = frozenset()
+        self._until_s: dict[str, float] = {}
         self._leaving: dict[Any, _Leaving] = {}
         self._numbers = itertools.count(1)
         self._writers: dict[str, WriterInfo] = {}
@@ -125,6 +128,7 @@ class Steward:
     def _fulfil(self, wish: RosterWish) -> None:
         for name in wish.failed:
             gone = self._writers.pop(name, None)
+            self._until_s.pop(name, None)
             if gone is not None:
                 # one that only seemed dead must not linger; all that it can still do is harmless
                 ray.kill(gone.actor)
@@ -194,18 +198,31 @@ class Steward:
         return bool(leaving or stuck or before != self._draining)
 
     def _leave_nodes(self) -> bool:
-        """Have writers and uploaders on nodes that drain finish; whether there were writers."""
-        leaving = [writer for writer in self._writers.values() if writer.place in self._draining]
-        for writer in leaving:
-            del self._writers[writer.name]
-            writer.actor.leave.options(concurrency_group=_AHEAD).remote()
-            self._leaving[writer.actor.finish.remote()] = _Leaving(writer.actor, restarts=False)
+        """Have writers and uploaders on nodes that drain finish; whether anything has changed for the writers."""
+        changed = False
+        for name, writer in list(self._writers.items()):
+            if writer.place not in self._draining:
+                continue
+            if not writer.going:
+                writer = self._writers[name] = replace(writer, going=True)
+                self._until_s[name] = time.monotonic() + _HANDOVER_S
+                changed = True
+            if self._has_successor(writer) or time.monotonic() > self._until_s[name]:
+                del self._writers[name], self._until_s[name]
+                writer.actor.leave.options(concurrency_group=_AHEAD).remote()
+                self._leaving[writer.actor.finish.remote()] = _Leaving(writer.actor, restarts=False)
+                changed = True
         if self._draining - self._left:
             for uploader in self._uploaders:
                 left = uploader.leave.options(max_task_retries=0).remote(self._draining)
                 self._leaving[left] = _Leaving(uploader, restarts=True)
         self._left = self._draining
-        return bool(leaving)
+        return changed
+
+    def _has_successor(self, gone: WriterInfo) -> bool:
+        staying = [writer for writer in self._writers.values() if writer.actor is not None and not writer.going]
+        # producers on a node that drains have what others have
+        return any(gone.node in self._draining or writer.node == gone.node for writer in staying)
 
     def _settle_left(self, done: list[Any]) -> None:
         for ref in [ref for ref in self._leaving if ref in done]:

@@ -13,7 +13,7 @@ import ray
 from ray_sink.config import UploadOptions
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.keys import RESERVED
-from ray_sink.manifest import Seal, seal
+from ray_sink.manifest import Seal, get_ready, seal
 from ray_sink.measures import UploaderMeasures
 from ray_sink.meters import UploadMeter, process_name
 from ray_sink.records import MultipartUpload, Receipt, RunInfo, RunStatus, UploadOutcome, UploadTask
@@ -92,6 +92,7 @@ class UploaderShell:
     def serve(self, coordinator: Any, index: int) -> None:
         """Upload until the run ends."""
         if index == 0:
+            get_ready()  # there is nothing to upload yet; at the end everybody waits for the seal
             for upload in result(coordinator.abandoned_multiparts.remote()):
                 self._store.abort(upload)
         self._service = _Service(self._info, self._options, self._store, coordinator, index)

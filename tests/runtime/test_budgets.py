@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ray_sink.errors import StagingError
+from ray_sink.errors import SinkError, StagingError
 from ray_sink.runtime.credits import LEASE_S, Budget, Credits
 from ray_sink.runtime.lease import Lease
 from ray_sink.runtime.messages import WriterInfo
@@ -139,6 +139,31 @@ def test_producers_on_a_node_that_drains_have_the_writers_of_others() -> None:
     roster.update([others], {"n2": 1}, frozenset({"n1"}))
     assert not roster.wish(), "nothing is started for a node that goes"
     assert roster.serving("n1") == [others]
+
+
+def test_a_writer_whose_node_drains_serves_until_another_does() -> None:
+    roster = Roster(per_node=1)
+    roster.want("n1")
+    old = WriterInfo("w1", "n1", place="w", actor=object(), going=True)
+    roster.update([old], {}, frozenset({"w"}))
+    assert roster.wish().missing == {"n1": 1}
+    assert [writer.name for writer in roster.serving("n1")] == ["w1"]
+    failed = WriterInfo("w2", "n1", error=SinkError("no room"))
+    roster.update([old, failed], {}, frozenset({"w"}))
+    assert [writer.name for writer in roster.serving("n1")] == ["w1"]
+    roster.update([old, WriterInfo("w3", "n1", place="x", actor=object())], {}, frozenset({"w"}))
+    assert not roster.wish()
+    assert [writer.name for writer in roster.serving("n1")] == ["w3"]
+
+
+def test_producers_and_their_writer_on_a_node_that_drains_are_taken_on_by_others() -> None:
+    roster = Roster(per_node=1)
+    roster.want("n1")
+    roster.want("n2")
+    old = WriterInfo("w1", "n1", place="n1", actor=object(), going=True)
+    roster.update([old, WriterInfo("w2", "n2", place="n2", actor=object())], {}, frozenset({"n1"}))
+    assert not roster.wish()
+    assert [writer.name for writer in roster.serving("n1")] == ["w2"]
 
 
 def test_where_nobody_else_has_a_writer_one_is_started_for_a_node_that_drains() -> None:
