@@ -267,7 +267,7 @@ def schema() -> pa.Schema:
 def get_ready() -> None:
     """Load what `seal` needs, for which it would wait a third of a second: pyarrow, and pandas, which that loads."""
     import pyarrow as pa
-    import pyarrow.parquet  # noqa: F401 - to be there
+    import pyarrow.parquet
 
     pa.array(())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,8 +54,19 @@ def nodes() -> Nodes:
 
 def draining() -> frozenset[str]:
     """Ids of the nodes that are about to go: by a spot notice, a scale-down, a SIGTERM to ``ray start --block``."""
+    return frozenset(_deadlines_ms())
+
+
+def notice_s(node: str) -> float:
+    """For how long a node that drains is still there, by this machine's clock; infinity where nobody has said."""
+    deadline_ms = _deadlines_ms().get(node, 0)
+    now_s = time.time()  # noqa: TID251 - Ray tells the time of day; a wrong one makes a handover shorter, or 30 s
+    return deadline_ms / 1000 - now_s if deadline_ms else math.inf
+
+
+def _deadlines_ms() -> dict[str, int]:
     found: dict[str, int] = ray._private.state.state.get_draining_nodes()
-    return frozenset(found)
+    return found
 
 
 def on_node(node: str) -> dict[str, Any]:

@@ -29,8 +29,8 @@ _CALLS_AT_ONCE = 4
 _UPLOADING_CALLS = 16
 """The same where a call ends only when its batch is uploaded."""
 _CLEAR_S = 10.0
-_HANDOVER_S = 10.0
-"""How long a writer whose node drains stays for its successor to start: Ray leaves such a node 30 s and more."""
+_HANDOVER_S = 30.0
+"""How long a writer whose node drains stays for its successor to start, and no longer than half of the notice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class Steward:
                 continue
             if not writer.going:
                 writer = self._writers[name] = replace(writer, going=True)
-                self._until_s[name] = time.monotonic() + _HANDOVER_S
+                self._until_s[name] = time.monotonic() + min(_HANDOVER_S, placement.notice_s(writer.place) / 2)
                 changed = True
             if self._has_successor(writer) or time.monotonic() > self._until_s[name]:
                 del self._writers[name], self._until_s[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -58,6 +59,18 @@ class Cable:
     def hides(self, *, on: bool) -> None:
         """Two cables that hide do not reach each other; both reach the rest, the switch's own address included."""
         subprocess.run(["bridge", "link", "set", "dev", self._plug, "isolated", "on" if on else "off"], check=True)
+
+    @property
+    def sent_bytes(self) -> int:
+        """What the node has sent so far."""
+        return int(Path(f"/sys/class/net/{self._plug}/statistics/rx_bytes").read_text())
+
+    def unread_bytes(self, *pids: int) -> int:
+        """What these processes of the node have been sent, through its own loopback too, and not read yet."""
+        command = ["ip", "netns", "exec", self.namespace, "ss", "--tcp", "--numeric", "--processes", "--no-header"]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        theirs = [line for line in lines if any(f"pid={pid}," in line for pid in pids)]
+        return sum(int(line.split()[1]) for line in theirs)
 
 
 class Network:

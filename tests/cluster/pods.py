@@ -52,6 +52,9 @@ class Pod:
         command: what runs in it; when that ends, everything in the pod does.
         env: set for the command, on top of this process's environment.
         shm_bytes: size of its /dev/shm.
+
+    Attributes:
+        tmp: its /tmp, as this process has it.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Pod:
         self._command = [*command]
         self._mark = uuid.uuid4().hex
         self._folder = Path(tempfile.mkdtemp(prefix="pod-"))
-        own = self._folder / "tmp"
+        self.tmp = own = self._folder / "tmp"
         (own / SHARED.name).mkdir(parents=True)
         (own / "client.vol").write_text(volume)
         own.chmod(0o1777)

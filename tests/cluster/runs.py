@@ -97,17 +97,27 @@ class NodesRun:
         """The first rows of the model's calls there."""
         return {call["first"] for call in self.calls if call["host"] == node.pod.name}
 
-    def temps(self) -> set[str]:
+    def temps(self) -> set[Path]:
         """Files of attempts that are not decided, or lost and not removed."""
-        return {path.name for path in (self.folder / "staging" / RESERVED / "run-1" / "tmp").glob("*/*")}
+        return set((self.folder / "staging" / RESERVED / "run-1" / "tmp").glob("*/*"))
 
     def has_staged(self, node: Node) -> bool:
         """Whether there are temps, and all are complete, and no writer there has a file of the staging folder open."""
-        folder = self.folder / "staging" / RESERVED / "run-1" / "tmp"
-        whole = {len(data) for choices in self.checker.contents.values() for data in choices}
-        sizes = {path.stat().st_size for path in folder.glob("*/*")}
         opened = [path for pid in node.pod.pids(WRITERS) for path in open_files(pid)]
-        return bool(sizes) and sizes <= whole and not any(self.folder.name in path for path in opened)
+        return self._are_whole(self.temps()) and not any(self.folder.name in path for path in opened)
+
+    def temps_of(self, node: Node) -> set[Path]:
+        """The same on a node's own disk, of a run with ``--node-local``."""
+        return set((node.pod.tmp / RESERVED / "run-1").glob("*/*"))
+
+    def has_staged_there(self, node: Node) -> bool:
+        """Whether there are some, and all are complete."""
+        return self._are_whole(self.temps_of(node))
+
+    def _are_whole(self, files: set[Path]) -> bool:
+        whole = {len(data) for choices in self.checker.contents.values() for data in choices}
+        sizes = {file.stat().st_size for file in files}
+        return bool(sizes) and sizes <= whole
 
     def landed(self) -> dict[str, str]:
         """What tells one version of an object from the next, by path."""

@@ -21,6 +21,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(3600)]
 UPLOADER = "ray::UploaderShell"
 DRAIN_S = 90
 NOTICE_S = 60
+TASK_BYTES = 500
+"""What an uploader is told of an upload, at least."""
 
 
 def has_ours(node: Node) -> bool:
@@ -69,29 +71,42 @@ def test_a_node_is_killed_with_its_disk_and_no_other_has_one_in_common(nodes: No
 
 
 def test_a_node_with_a_disk_of_its_own_is_cut_off_and_comes_back(nodes: Nodes, run_of: RunMaker) -> None:
-    """What it had to upload when it was declared dead has been uploaded by another when it can."""
-    run = run_of(Plan(outputs=400, elements=20_000), "--node-local", "--producers", 1)
+    """The zombie has outputs on its disk and is about to upload them when it is cut off; back, it does."""
+    run = run_of(Plan(outputs=400, elements=20_000), "--node-local", "--producers", 1, "--held")
     run.pace(2)
     with run.start() as job, Reader(run.checker):
         run.decides(6)
         (zombie,) = (node for node in nodes.of(PRODUCER) if node.pod.name == run.calls[0]["host"])
         (other,) = (node for node in nodes.of(PRODUCER) if node is not zombie)
-        zombie.pod.signal("raylet", signal.SIGSTOP)  # it would end the zombie's processes as soon as it hears the truth
+        run.hold()
+        before = len(run.calls)
+        run.until(lambda: len(run.calls) >= before + 3 and run.holds(zombie))
         uploaders = zombie.pod.pids(UPLOADER)
         assert uploaders
         for pid in uploaders:
             os.kill(pid, signal.SIGSTOP)
-        before = len(run.calls)
-        run.until(lambda: len(run.calls) >= before + 3)
-        lost = {call["first"] for call in run.calls[before:]}
+        told_bytes = zombie.pod.cable.unread_bytes(*uploaders)
+        run.let_go()
+        run.until(lambda: run.has_staged_there(zombie))
+        run.until(lambda: zombie.pod.cable.unread_bytes(*uploaders) > told_bytes + TASK_BYTES)
+        zombie.pod.signal("raylet", signal.SIGSTOP)  # it would end the zombie's processes as soon as it hears the truth
         zombie.pod.cable.cut()
+        assert zombie.address in nodes.alive()
+        held = run.temps_of(zombie)
+        file_bytes = min(file.stat().st_size for file in held)
+        lost = {call["first"] for call in run.calls[before:]}
         run.until(lambda: zombie.address not in nodes.alive())
         run.until(lambda: lost <= run.computed_on(other))
         run.until(lambda: all(run.is_decided(number) for number in lost))
+        assert held <= run.temps_of(zombie)
         landed = run.landed()
+        sent_bytes = zombie.pod.cable.sent_bytes
         zombie.pod.cable.mend()
         for pid in uploaders:
             os.kill(pid, signal.SIGCONT)
+        # its writer removes them when their uploads have ended
+        run.until(lambda: not held & run.temps_of(zombie))
+        assert zombie.pod.cable.sent_bytes - sent_bytes > file_bytes, "it has uploaded nothing"
         zombie.pod.signal("raylet", signal.SIGCONT)
         run.until(lambda: zombie.pod.ended)
         run.pace(0)
