@@ -28,6 +28,7 @@ REPLIES: Final = ("tests/faults/test_store_replies.py",)
 MULTIPART: Final = ("tests/faults/test_store_multipart.py",)
 DATASINK: Final = ("tests/runtime/test_datasink.py",)
 ROLLOUTS: Final = ("tests/runtime/test_rollouts.py",)
+NODES: Final = "tests/cluster/test_nodes.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +279,20 @@ MUTANTS: Final = (
         "        if _count_base(value) > _AS_BASE or not _is_array(value.base):\n            return False\n",
         "",
         ("tests/test_holders.py",),
+    ),
+    Mutant(
+        "a writer publishes what it staged, whatever was decided while it was cut off",
+        "publishing.py",
+        "self._settle([d.winner for _, d in pairs if d.winner is not None and d.receipt is None])",
+        "self._settle(proposals)",
+        (f"{NODES}::test_a_link_is_cut_and_the_zombie_comes_back",),
+    ),
+    Mutant(
+        "an uploader replaces what came there while it was cut off",
+        "uploader.py",
+        "replace=task.replace or torn,",
+        "replace=True,",
+        (f"{NODES}::test_a_node_with_a_disk_of_its_own_is_cut_off_and_comes_back",),
     ),
 )
 
