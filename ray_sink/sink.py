@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -21,21 +20,18 @@ from ray_sink.doctor.starting import check_staging, check_store
 from ray_sink.errors import ConfigError, OutputsFailed, RunIncomplete, SinkClosedError, SinkError
 from ray_sink.events import emit
 from ray_sink.filesystem import PosixFilesystem
-from ray_sink.formats import resolve
 from ray_sink.keys import RESERVED
 from ray_sink.ledger import LedgerOptions, check_same_run
-from ray_sink.manifest import Seal, read_seal, seal
+from ray_sink.manifest import Seal, read_seal
 from ray_sink.ownership import Claim, FolderPlace, Owner, Place, StorePlace, claim
 from ray_sink.patience import Patience
-from ray_sink.places import checked_dest, checked_run_id, checked_staging
 from ray_sink.reading import Manifest, read_table
-from ray_sink.records import RunInfo, RunStatus
+from ray_sink.records import RunStatus
 from ray_sink.report import Report
 from ray_sink.runtime.actors import RunActors, join_cluster
-from ray_sink.runtime.calls import result
 from ray_sink.runtime.destination import Destination
-from ray_sink.runtime.messages import RunSpec
-from ray_sink.staging import Staging
+from ray_sink.runtime.sealing import seal_run, set_aside
+from ray_sink.settings import checked_settings
 from ray_sink.stores import open_store
 
 if TYPE_CHECKING:
@@ -101,36 +97,23 @@ class Sink:
         limits: Limits = Limits(),  # noqa: B008
         progress: bool = True,
     ) -> None:
-        _check_choice("ack", ack, ("staged", "uploaded"))
-        _check_choice("on_conflict", on_conflict, ("error", "replace", "keep"))
-        _check_type("writers", writers, WriterOptions)
-        _check_type("upload", upload, UploadOptions)
-        _check_type("limits", limits, Limits)
-        if not isinstance(progress, bool):
-            raise ConfigError(f"progress must be True or False, got {progress!r}")
-        if fingerprint is not None and not isinstance(fingerprint, str):
-            raise ConfigError(f"fingerprint must be a str, got {type(fingerprint).__name__}")
-        format_ = resolve(save_format)
-        # by name where it has one: not every process that hears of it has to load torch
-        self._format = SaveFormat(save_format) if isinstance(save_format, str) else format_
-        self._node_local = staging if isinstance(staging, NodeLocal) else None
-        root = Path(staging.path) if isinstance(staging, NodeLocal) else checked_staging(staging)
-        where = checked_dest(dest, root)
-        if self._node_local is not None:
-            _check_node_local(where, dict_mode, ack, on_conflict)
-        self.run_id = checked_run_id(run_id, where, root)
-        self._info = RunInfo(
-            run_id=self.run_id,
-            dest=where,
-            staging=str(root),
-            save_format=format_.name,
-            dict_mode=_checked_dict_mode(dict_mode).value,
+        self._settings = checked_settings(
+            dest,
+            staging=staging,
+            run_id=run_id,
             fingerprint=fingerprint,
+            save_format=save_format,
+            dict_mode=dict_mode,
+            ack=ack,
+            on_conflict=on_conflict,
+            writers=writers,
+            upload=upload,
+            limits=limits,
+            progress=progress,
         )
-        self._ack: Ack = ack
-        self._on_conflict: OnConflict = on_conflict
-        self._writers, self._upload, self._limits = writers, upload, limits
-        self._progress = progress
+        self._info = self._settings.info
+        self._limits = self._settings.limits
+        self.run_id = self._info.run_id
         self._began_s = time.monotonic()
         self._destination: Destination | None = None
         self._actors: RunActors | None = None
@@ -138,25 +121,25 @@ class Sink:
         self._manifest: Manifest | None = None
         self._closed = False
         try:
-            self._start(root)
+            self._start()
         except BaseException:
             self._stop(sweep=False)
             raise
 
     # -- the start ---------------------------------------------------------------------------------------------------
 
-    def _start(self, root: Path) -> None:
-        fs = PosixFilesystem()
+    def _start(self) -> None:
+        settings, root = self._settings, Path(self._info.staging)
         places: list[Place] = []
-        if self._node_local is None:
+        if settings.node_local is None:
             check_staging(root, self._limits)
-            places.append(FolderPlace(fs, root))
+            places.append(FolderPlace(PosixFilesystem(), root))
         join_cluster()
         if self._info.dest is not None:
-            self._destination = Destination.started(self._info, self._upload)
+            self._destination = Destination.started(self._info, settings.upload)
             able = self._destination.probe()
             check_store(able)
-            if self._node_local is not None and not (able.create_only and able.metadata):
+            if settings.node_local is not None and not (able.create_only and able.metadata):
                 raise ConfigError(
                     f"{self._info.dest} keeps no word on create-only puts, or no metadata: with NodeLocal, these alone"
                     " tell attempts of an output apart. Take a staging folder that all nodes mount"
@@ -173,26 +156,18 @@ class Sink:
         # once more: the owner before may have sealed since
         found = self._seal_found()
         if found is not None:
-            self._manifest = Manifest(found, read_table(self._store, found), self._upload)
+            self._manifest = Manifest(found, read_table(self._store, found), settings.upload)
         self._store.sweep()
         options = LedgerOptions(
-            on_conflict=self._on_conflict,
+            on_conflict=settings.on_conflict,
             foreign=self._listing(),
-            uploaders=self._upload.uploaders,
-            keep_staged=self._upload.keep_staged,
+            uploaders=settings.upload.uploaders,
+            keep_staged=settings.upload.keep_staged,
             sealed=None if self._manifest is None else tuple(self._manifest.receipts()),
         )
-        spec = RunSpec(
-            info=self._info,
-            epoch=self._claim.epoch,
-            format=self._format,
-            ack=self._ack,
-            writers=self._writers,
-            upload=self._upload,
-            limits=self._limits,
-            node_local=None if self._node_local is None else self._node_local.path,
+        self._actors = RunActors(
+            settings.spec(self._claim.epoch), options, self._destination, self._claim, progress=settings.progress
         )
-        self._actors = RunActors(spec, options, self._destination, self._claim, progress=self._progress)
 
     def _seal_found(self) -> Seal | None:
         """The seal of this very run, refused if it is another's."""
@@ -203,7 +178,7 @@ class Sink:
 
     def _listing(self) -> Mapping[str, int]:
         """What is at the destination already; looked through once."""
-        if self._node_local is not None:
+        if self._settings.node_local is not None:
             return {}  # whose it is, each put finds out: a crash leaves some of our own that no journal knows
         if self._destination is not None:
             return self._destination.listing()
@@ -389,7 +364,7 @@ class Sink:
         wall_s = time.monotonic() - self._began_s
         report = Report(self._info, self._claim.epoch, wall_s, actors.measured(), status)
         emit(report.event())
-        if self._progress and sys.stderr.isatty():
+        if self._settings.progress and sys.stderr.isatty():
             show_report(report, sys.stderr)
         return report
 
@@ -397,30 +372,10 @@ class Sink:
         assert self._claim is not None
         self._claim.check_all()
         report.keep(self._store)
-        receipts = actors.receipts()
-        if self._destination is not None:
-            self._abort_left(actors, self._destination)
-            made = self._destination.seal(self._claim.epoch, receipts, status)
-        else:
-            made = seal(self._store, self._info, self._claim.epoch, result(receipts), status)
-        if made.failures and self._node_local is None:
-            self._set_aside(made)
-        return Manifest(made, read_table(self._store, made), self._upload)
-
-    def _abort_left(self, actors: RunActors, destination: Destination) -> None:
-        """End the uploads in parts that uploaders left which died."""
-        for upload in actors.open_multiparts():
-            try:
-                destination.abort(upload)
-            except SinkError:  # it costs room, and no output
-                _log.warning("multipart.left", exc_info=True, extra={"path": upload.path, "upload": upload.upload_id})
-
-    def _set_aside(self, made: Seal) -> None:
-        """Name what failed, in the staging folder too: what is staged of it stays there."""
-        staging = Staging(PosixFilesystem(), Path(self._info.staging), self.run_id)
-        note = json.dumps(dict(made.failures), indent=1, ensure_ascii=False).encode() + b"\n"
-        where = staging.set_aside(f"{made.epoch:06d}.json", note)
-        _log.warning("run.partial", extra={"run_id": self.run_id, "failures": len(made.failures), "named": str(where)})
+        made = seal_run(actors, self._info, self._claim.epoch, status, self._destination or self._store)
+        if made.failures and self._settings.node_local is None:
+            set_aside(made)
+        return Manifest(made, read_table(self._store, made), self._settings.upload)
 
     def _stop(self, *, sweep: bool, hurried: bool = False) -> None:
         """End the actors and let go of the run; whatever happens, all of it is tried.
@@ -461,37 +416,3 @@ class Sink:
                 error.add_note(f"and draining the sink raised {type(own).__name__}: {own}")
             finally:
                 self._stop(sweep=False, hurried=True)
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _check_type(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise ConfigError(f"{name} must be a {kind.__name__}(…), got {type(value).__name__}")
-
-
-def _check_node_local(dest: str | None, dict_mode: object, ack: str, on_conflict: str) -> None:
-    """What holds only where a staged file outlives its node.
-
-    Raises:
-        ConfigError: naming what to choose instead.
-    """
-    wanted = [
-        (dest is not None, "a destination: what is on a node's disk is gone with the node"),
-        (ack == "uploaded", 'ack="uploaded": nothing is safe before'),
-        (on_conflict == "error", 'on_conflict="error": a create-only put settles which attempt has a name'),
-        (str(dict_mode) == DictMode.SINGLE, "DictMode.SINGLE: one put settles one file"),
-    ]
-    for met, what in wanted:
-        if not met:
-            raise ConfigError(f"staging=NodeLocal(…) needs {what}. Or take a staging folder that all nodes mount")
-
-
-def _checked_dict_mode(dict_mode: object) -> DictMode:
-    try:
-        return DictMode(str(dict_mode))
-    except ValueError:
-        raise ConfigError(f"dict_mode must be DictMode.SINGLE or DictMode.SPLIT, got {dict_mode!r}") from None
