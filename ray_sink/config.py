@@ -170,8 +170,8 @@ class Limits:
         staging_bytes: staged files and temps on the shared filesystem that are not uploaded yet.
         drain_s: how long leaving the ``with`` block by an exception waits for what was accepted, seconds.
         takeover_s: how long an owner's counter must stand still until its run may be taken over, seconds.
-        storage_wait_s: how long a filesystem is waited for that is full or does not answer, until what waits for it
-            fails by name, seconds.
+        storage_wait_s: how long a filesystem is waited for that is full or does not answer, and a node with room for
+            a writer where the last one is gone, until what waits for it fails by name, seconds.
         max_failures: outputs that may fail, by an error of their own, without ending the run: they are set aside by
             name, and the run is sealed with ``_PARTIAL`` in the place of ``_SUCCESS``.
         device_bytes: one producer's outputs on their way off its GPUs: so many bytes of copies there, and as many of

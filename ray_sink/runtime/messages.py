@@ -45,8 +45,8 @@ class WriterInfo:
         name: unique.
         node: node id of the producers that it serves.
         place: node id of where it runs, once it does.
-        actor: its actor handle.
-        error: why there is none.
+        actor: its actor handle; None where there is none, or none for so long that others serve its node meanwhile.
+        error: why there is none, and will be none.
         going: its node drains: it serves until another does.
     """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from ray_sink.errors import SinkError
 from ray_sink.runtime.messages import RosterWish, WriterInfo
 
 
@@ -63,19 +62,25 @@ class Roster:
     def serving(self, node: str) -> list[WriterInfo]:
         """Writers for producers on `node`; empty until the driver has created one.
 
-        Those whose node drains only where there are no others.
+        Those of others where the node drains or its own are long in coming; those that go only where nobody else is.
 
         Raises:
             SinkError: why there is none and will be none.
         """
         living = self._living()
         found = [w for w in living if w.node == node]
-        if node in self._draining and not any(w.error is None and not w.going for w in found):
-            found = [w for w in living if w.error is None] or found
-        able = [w for w in found if w.error is None]
-        if found and not able:
-            raise found[0].error or SinkError(f"no writer for node {node}")
-        return [w for w in able if not w.going] or able
+        awaited = any(w.actor is None and w.error is None for w in found)
+        if (node in self._draining or awaited) and not any(_stays(w) for w in found):
+            found = [w for w in living if w.actor is not None] or found
+        able = [w for w in found if w.actor is not None]
+        errors = [w.error for w in found if w.error is not None]
+        if errors and not able:
+            raise errors[0]
+        return [w for w in able if _stays(w)] or able
 
     def _living(self) -> list[WriterInfo]:
         return [w for w in self._writers.values() if w.name not in self._failed]
+
+
+def _stays(writer: WriterInfo) -> bool:
+    return writer.actor is not None and not writer.going

@@ -37,7 +37,8 @@ _HANDOVER_S = 30.0
 class _Starting:
     writer: WriterInfo
     node: str | None
-    deadline: float
+    began_s: float
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Steward:
         self._numbers = itertools.count(1)
         self._writers: dict[str, WriterInfo] = {}
         self._starting: dict[Any, _Starting] = {}
+        self._served_s: float | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ray_sink-steward", daemon=True)
         self._thread.start()
@@ -152,7 +154,7 @@ class Steward:
             max_restarts=0,
             **options,
         )
-        start = _Starting(WriterInfo(name, node, actor=actor), place, time.monotonic() + _START_S)
+        start = _Starting(WriterInfo(name, node, actor=actor), place, time.monotonic())
         self._starting[actor.ready.remote()] = start
 
     def _settle_started(self, done: list[Any]) -> None:
@@ -168,15 +170,39 @@ class Steward:
                 _log.warning("writer.start_failed", extra={"writer": writer.name, "error": str(error)})
             else:
                 self._writers[writer.name] = replace(writer, place=place)
+        self._settle_late()
+
+    def _settle_late(self) -> None:
+        """What is to become of producers whose writer does not start: the cluster may have no room for it just now.
+
+        Others serve them, if there are any. Else they wait as long as for storage where there has been a writer before;
+        where there has been none, what is asked for is probably nowhere.
+        """
+        now = time.monotonic()
+        if any(writer.actor is not None and not writer.going for writer in self._writers.values()):
+            self._served_s = now
         for ref, start in list(self._starting.items()):
-            if time.monotonic() > start.deadline:
-                del self._starting[ref]
-                ray.kill(start.writer.actor)
-                late = StagingError(
-                    f"no writer could be placed for node {start.writer.node} within {_START_S:.0f} s: no living node"
-                    f" has what WriterOptions asks for ({self._spec.writers}). Ask for less, or start such a node"
-                )
-                self._writers[start.writer.name] = replace(start.writer, actor=None, error=late)
+            name, node = start.writer.name, start.writer.node
+            if now - start.began_s < _START_S:
+                continue
+            if not start.late:
+                self._starting[ref] = replace(start, late=True)
+                _log.warning("writer.waiting", extra={"writer": name, "node": node, "wants": str(self._spec.writers)})
+            if self._served_s == now:
+                self._writers[name] = replace(start.writer, actor=None)
+                continue
+            wait_s = _START_S
+            if self._served_s is not None:
+                wait_s = max(_START_S, self._spec.limits.storage_wait_s)
+            if now - max(start.began_s, self._served_s or 0) < wait_s:
+                continue
+            del self._starting[ref]
+            ray.kill(start.writer.actor)
+            late = StagingError(
+                f"no writer could be placed for node {node} within {wait_s:.0f} s: no living node has room for what"
+                f" WriterOptions asks for ({self._spec.writers}). Ask for less, or start such a node"
+            )
+            self._writers[name] = replace(start.writer, actor=None, error=late)
 
     def _clear_nodes(self) -> bool:
         """Take ours off nodes that drain, and what is to start off nodes that are gone; whether there was any."""
@@ -194,7 +220,9 @@ class Steward:
             leaving = False  # nobody could take over: better to the last moment here than not at all
         stuck = [ref for ref, s in self._starting.items() if s.node is not None and s.node not in cluster.able]
         for ref in stuck:
-            ray.kill(self._starting.pop(ref).writer.actor)
+            writer = self._starting.pop(ref).writer
+            self._writers.pop(writer.name, None)
+            ray.kill(writer.actor)
         return bool(leaving or stuck or before != self._draining)
 
     def _leave_nodes(self) -> bool:

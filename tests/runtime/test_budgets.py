@@ -156,6 +156,23 @@ def test_a_writer_whose_node_drains_serves_until_another_does() -> None:
     assert [writer.name for writer in roster.serving("n1")] == ["w3"]
 
 
+def test_producers_whose_writer_is_long_in_coming_have_those_of_others() -> None:
+    roster = Roster(per_node=1)
+    roster.want("n1")
+    roster.want("n2")
+    awaited, others = WriterInfo("w1", "n1"), WriterInfo("w2", "n2", actor=object())
+    roster.update([others], {"n1": 1})
+    assert roster.serving("n1") == [], "it may come at any moment"
+    roster.update([others, awaited], {"n1": 1})
+    assert not roster.wish()
+    assert roster.serving("n1") == [others]
+    roster.update([awaited], {"n1": 1, "n2": 1})
+    assert roster.serving("n1") == []
+    mine = WriterInfo("w1", "n1", actor=object())
+    roster.update([others, mine], {})
+    assert roster.serving("n1") == [mine]
+
+
 def test_producers_and_their_writer_on_a_node_that_drains_are_taken_on_by_others() -> None:
     roster = Roster(per_node=1)
     roster.want("n1")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -16,6 +17,7 @@ from ray.exceptions import OutOfMemoryError
 
 from ray_sink import State, WriterOptions
 from ray_sink.records import MultipartUpload
+from ray_sink.runtime import steward
 from ray_sink.runtime.messages import WriterInfo
 from tests.fields import field
 from tests.runtime.conftest import Run, kill, pids_of
@@ -49,6 +51,31 @@ def test_an_actor_dies_in_the_middle(run: Run, shell: str) -> None:
         assert {ticket.result(120).key for ticket in tickets} == {f"k/{i:03d}" for i in range(N)}
         assert killed not in pids_of(shell)
     check_all(run)
+
+
+def test_where_no_node_has_room_for_the_only_writers_successor_producers_wait(
+    folder_run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocking: Any = ray.remote(num_cpus=3)(Blocking)
+    with folder_run.sink(writers=WriterOptions(num_cpus=3)) as sink, sink.handle() as handle:
+        handle.write("k/000", field(0, 20_000)).result(60)
+        blocker = blocking.remote()  # it gets its room when the writer is gone
+        with monkeypatch.context() as patched:
+            patched.setattr(steward, "_START_S", 0.5)
+            kill("WriterShell")
+            ray.get(blocker.there.remote(), timeout=60)
+            tickets = [handle.write(f"k/{i:03d}", field(i, 20_000)) for i in range(1, N)]
+            until(lambda: "writer.waiting" in caplog.messages, deadline_s=60)
+            assert not any(ticket.done() for ticket in tickets)
+            ray.kill(blocker)
+            for ticket in tickets:
+                ticket.result(60)
+    check_all(folder_run)
+
+
+class Blocking:
+    def there(self) -> bool:
+        return True
 
 
 def test_every_writer_dies_while_it_has_work(folder_run: Run) -> None:
