@@ -167,6 +167,7 @@ class Steward:
                 self._writers[writer.name] = replace(writer, actor=None, error=error)
             except RayError as error:
                 # died while it started: the coordinator still wants one
+                self._writers.pop(writer.name, None)
                 _log.warning("writer.start_failed", extra={"writer": writer.name, "error": str(error)})
             else:
                 self._writers[writer.name] = replace(writer, place=place)

@@ -166,8 +166,10 @@ class ClusterRun:
             *("--outputs", plan.outputs, "--elements", plan.elements, "--calls", self.calls_file, *more),
         ]
 
-    def start(self, *more: object, env: Mapping[str, str] | None = None) -> ClusterJob:
-        return ClusterJob("tests.faults.cluster_job", *self._arguments, *more, env={**self._env, **(env or {})})
+    def start(
+        self, *more: object, env: Mapping[str, str] | None = None, module: str = "tests.faults.cluster_job"
+    ) -> ClusterJob:
+        return ClusterJob(module, *self._arguments, *more, env={**self._env, **(env or {})})
 
     @property
     def calls(self) -> int:
