@@ -56,6 +56,12 @@ def test_an_actor_dies_in_the_middle(run: Run, shell: str) -> None:
 def test_where_no_node_has_room_for_the_only_writers_successor_producers_wait(
     folder_run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    class Blocking:
+        """Travels by value: the workers do not import the tests."""
+
+        def there(self) -> bool:
+            return True
+
     blocking: Any = ray.remote(num_cpus=3)(Blocking)
     with folder_run.sink(writers=WriterOptions(num_cpus=3)) as sink, sink.handle() as handle:
         handle.write("k/000", field(0, 20_000)).result(60)
@@ -71,11 +77,6 @@ def test_where_no_node_has_room_for_the_only_writers_successor_producers_wait(
             for ticket in tickets:
                 ticket.result(60)
     check_all(folder_run)
-
-
-class Blocking:
-    def there(self) -> bool:
-        return True
 
 
 def test_every_writer_dies_while_it_has_work(folder_run: Run) -> None:
