@@ -286,10 +286,15 @@ class Proxy:
         self._reachable.clear()
         if kind == "refusing":
             self._close()
+            # bound and not listening: it refuses, and nobody else takes the port meanwhile
+            self._held = socket.socket()
+            self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._held.bind(("127.0.0.1", self._port))
 
     def heal(self) -> None:
         """End the partition; whoever was held is cut off."""
         if self._partition == "refusing":
+            self._held.close()
             self._listen(self._port)
         self._partition = None
         self._reachable.set()
