@@ -50,7 +50,8 @@ class Roster:
 
     def wish(self) -> RosterWish:
         """What the driver should do."""
-        alive = Counter(w.node for w in self._living() if not w.going)
+        # those that are awaited count among the starting
+        alive = Counter(w.node for w in self._living() if not w.going and not _is_awaited(w))
         missing = {node: self._wanted_on(node, alive) - alive[node] - self._starting[node] for node in self._wanted}
         return RosterWish({node: count for node, count in missing.items() if count > 0}, tuple(sorted(self._failed)))
 
@@ -69,8 +70,7 @@ class Roster:
         """
         living = self._living()
         found = [w for w in living if w.node == node]
-        awaited = any(w.actor is None and w.error is None for w in found)
-        if (node in self._draining or awaited) and not any(_stays(w) for w in found):
+        if (node in self._draining or any(map(_is_awaited, found))) and not any(_stays(w) for w in found):
             found = [w for w in living if w.actor is not None] or found
         able = [w for w in found if w.actor is not None]
         errors = [w.error for w in found if w.error is not None]
@@ -84,3 +84,7 @@ class Roster:
 
 def _stays(writer: WriterInfo) -> bool:
     return writer.actor is not None and not writer.going
+
+
+def _is_awaited(writer: WriterInfo) -> bool:
+    return writer.actor is None and writer.error is None

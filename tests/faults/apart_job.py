@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from ray_sink import Limits, SaveFormat, Sink, WriterOptions
 from ray_sink.runtime import steward
-from tests.faults.cluster_job import say
+from tests.faults.cluster_job import say, sinks_actors
 from tests.faults.plan import Plan
 from tests.waiting import until
 
@@ -25,14 +25,9 @@ _STORE_BYTES = 100_000_000
 _LATE_S = 4.0
 
 
-def writers_on(node: Any) -> int:
-    return len(writer_pids(node))
-
-
-def writer_pids(node: Any) -> list[int]:
-    alive = [a for a in ray._private.state.actors().values() if a["State"] == "ALIVE"]
-    there = [a for a in alive if a["Address"]["NodeID"] == node.node_id and a["ActorClassName"] == "WriterShell"]
-    return [int(a["Pid"]) for a in there]
+def writers_on(node: Any) -> list[int]:
+    """Their process ids."""
+    return [pid for pid, name in sinks_actors(node.node_id).items() if name == "WriterShell"]
 
 
 class Producer:
@@ -91,17 +86,17 @@ def main(argv: Sequence[str]) -> int:
                     done = [p.produce.remote(part, part + step) for p, part in zip(producers, parts, strict=True)]
                     return sum(ray.get(done))
 
-                say(produced=produce(0), writers=[writers_on(node) for node in writers])
+                say(produced=produce(0), writers=[len(writers_on(node)) for node in writers])
                 steward._START_S = _LATE_S
                 lost = writers.pop()
-                pids = writer_pids(lost)
+                pids = writers_on(lost)
                 made.remove_node(lost, allow_graceful=False)
                 # for a moment they outlive their node
                 until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), deadline_s=120)
-                say(produced=produce(1), writers=[writers_on(node) for node in writers])
+                say(produced=produce(1), writers=[len(writers_on(node)) for node in writers])
                 writers.append(node("writer"))
-                until(lambda: writers_on(writers[-1]) > 0, deadline_s=240)
-                say(produced=produce(2), writers=[writers_on(node) for node in writers])
+                until(lambda: bool(writers_on(writers[-1])), deadline_s=240)
+                say(produced=produce(2), writers=[len(writers_on(node)) for node in writers])
                 ray.get([producer.end.remote() for producer in producers])
             say(sealed=sink.manifest.seal.outputs)
         finally:

@@ -78,11 +78,11 @@ class Workers:
         until(lambda: old.node_id not in {n["NodeID"] for n in ray.nodes() if n["Alive"]}, deadline_s=120)
 
 
-def sinks_actors(node: str) -> list[str]:
-    """Those that live on a node, by class."""
+def sinks_actors(node: str) -> dict[int, str]:
+    """Those that live on a node: class by process id."""
     found = ray._private.state.actors().values()
-    there = [a["ActorClassName"] for a in found if a["Address"]["NodeID"] == node and a["State"] == "ALIVE"]
-    return [name for name in there if name.endswith("Shell")]
+    there = [a for a in found if a["Address"]["NodeID"] == node and a["State"] == "ALIVE"]
+    return {int(a["Pid"]): a["ActorClassName"] for a in there if a["ActorClassName"].endswith("Shell")}
 
 
 @contextmanager

@@ -173,6 +173,13 @@ def test_producers_whose_writer_is_long_in_coming_have_those_of_others() -> None
     assert roster.serving("n1") == [mine]
 
 
+def test_a_writer_that_is_long_in_coming_counts_once() -> None:
+    roster = Roster(per_node=2)
+    roster.want("n1")
+    roster.update([WriterInfo("w1", "n1"), WriterInfo("w2", "n2", actor=object())], {"n1": 1})
+    assert roster.wish().missing == {"n1": 1}
+
+
 def test_producers_and_their_writer_on_a_node_that_drains_are_taken_on_by_others() -> None:
     roster = Roster(per_node=1)
     roster.want("n1")

@@ -16,11 +16,12 @@ import torch
 from ray.exceptions import OutOfMemoryError
 
 from ray_sink import State, WriterOptions
+from ray_sink.errors import OutputsFailed, StagingError
 from ray_sink.records import MultipartUpload
 from ray_sink.runtime import steward
 from ray_sink.runtime.messages import WriterInfo
 from tests.fields import field
-from tests.runtime.conftest import Run, kill, pids_of
+from tests.runtime.conftest import LIMITS, Run, kill, pids_of
 from tests.servers import S3Bucket
 from tests.waiting import until
 
@@ -53,19 +54,23 @@ def test_an_actor_dies_in_the_middle(run: Run, shell: str) -> None:
     check_all(run)
 
 
-def test_where_no_node_has_room_for_the_only_writers_successor_producers_wait(
-    folder_run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def blocker_of(num_cpus: int) -> Any:
     class Blocking:
         """Travels by value: the workers do not import the tests."""
 
         def there(self) -> bool:
             return True
 
-    blocking: Any = ray.remote(num_cpus=3)(Blocking)
+    made: Any = ray.remote(num_cpus=num_cpus)(Blocking)
+    return made.remote()
+
+
+def test_where_no_node_has_room_for_the_only_writers_successor_producers_wait(
+    folder_run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with folder_run.sink(writers=WriterOptions(num_cpus=3)) as sink, sink.handle() as handle:
         handle.write("k/000", field(0, 20_000)).result(60)
-        blocker = blocking.remote()  # it gets its room when the writer is gone
+        blocker = blocker_of(3)  # it gets its room when the writer is gone
         with monkeypatch.context() as patched:
             patched.setattr(steward, "_START_S", 0.5)
             kill("WriterShell")
@@ -77,6 +82,27 @@ def test_where_no_node_has_room_for_the_only_writers_successor_producers_wait(
             for ticket in tickets:
                 ticket.result(60)
     check_all(folder_run)
+
+
+def test_for_the_only_writers_successor_they_wait_no_longer_than_for_storage(
+    folder_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = folder_run.sink(writers=WriterOptions(num_cpus=3), limits=replace(LIMITS, storage_wait_s=2))
+    handle = sink.handle()
+    handle.write("k/000", field(0, 20_000)).result(60)
+    blocker = blocker_of(3)
+    with monkeypatch.context() as patched:
+        patched.setattr(steward, "_START_S", 0.5)
+        kill("WriterShell")
+        ray.get(blocker.there.remote(), timeout=60)
+        ticket = handle.write("k/001", field(1, 20_000))
+        with pytest.raises(StagingError, match=r"no writer could be placed .* within 2 s"):
+            ticket.result(60)
+    ray.kill(blocker)
+    with pytest.raises(OutputsFailed, match="k/001"):
+        handle.close()
+    with pytest.raises(OutputsFailed, match="k/001"):
+        sink.close()
 
 
 def test_every_writer_dies_while_it_has_work(folder_run: Run) -> None:
