@@ -237,6 +237,7 @@ class Proxy:
         self._reachable = threading.Event()
         self._reachable.set()
         self._partition: Literal["silent", "refusing"] | None = None
+        self._cut = threading.Event()
         # outside the range of outgoing connections, one of which might take it while nobody listens
         self._listen(free_ports(1)[0])
         self.endpoint = f"http://127.0.0.1:{self._port}"
@@ -287,14 +288,17 @@ class Proxy:
         if kind == "refusing":
             self._close()
             # bound and not listening: it refuses, and nobody else takes the port meanwhile
-            self._held = socket.socket()
-            self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._held.bind(("127.0.0.1", self._port))
+            self._bound = socket.socket()
+            self._bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._bound.bind(("127.0.0.1", self._port))
+        self._cut.set()
 
     def heal(self) -> None:
-        """End the partition; whoever was held is cut off."""
+        """End the partition; whoever was held is cut off. One that a fault has just begun is complete before it ends."""
+        until(self._cut.is_set)
+        self._cut.clear()
         if self._partition == "refusing":
-            self._held.close()
+            self._bound.close()
             self._listen(self._port)
         self._partition = None
         self._reachable.set()
