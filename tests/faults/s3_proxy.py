@@ -294,7 +294,7 @@ class Proxy:
         self._cut.set()
 
     def heal(self) -> None:
-        """End the partition; whoever was held is cut off. One that a fault has just begun is complete before it ends."""
+        """End the partition, once it is complete; whoever was held is cut off."""
         until(self._cut.is_set)
         self._cut.clear()
         if self._partition == "refusing":
