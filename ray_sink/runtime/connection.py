@@ -83,6 +83,7 @@ class Connection:
         self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._issued = 0
         self._ending = False
+        self._looked_s = perf_counter()
         self._failures: dict[str, str] = {}
         self._unreported: dict[str, Exception] = {}
         self._writers: list[WriterInfo] = ask(coordinator.writers.remote(self._node))
@@ -273,6 +274,21 @@ class Connection:
             self._let_go(batch, False)
             self._settle(batch, [_failure(error, key) for key in batch.keys])
 
+    def _look_home(self) -> None:
+        """Where others' writers serve us, ask whether our node has its own by now."""
+        now_s = perf_counter()
+        with self._lock:
+            at_home = all(writer.node == self._node for writer in self._writers)
+        if at_home or now_s < self._looked_s + _REPORT_S or not ray.is_initialized():
+            return
+        self._looked_s = now_s
+        try:
+            writers = ask(self._coordinator.writers.remote(self._node))
+        except (SinkError, RayError):
+            return  # what is sent finds out
+        with self._lock:
+            self._writers = writers
+
     def _let_go(self, batch: _Batch, credit_wanted: bool) -> None:
         batch.payload = None
         self._lease.free_bytes(batch.n_bytes)
@@ -319,11 +335,11 @@ class Connection:
                     return
                 if self._ending and not self.outstanding:
                     return
-                self.report()
-                continue
+                job = self.report
             if job is None:
                 return
             job()
+            self._look_home()
 
     def report(self) -> None:
         """Tell the coordinator what this producer has counted, and give back what it does not use."""

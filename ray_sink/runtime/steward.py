@@ -22,6 +22,8 @@ from ray_sink.runtime.writing import WriterShell
 
 _log = logging.getLogger("ray_sink")
 
+_LATE_S = 15.0
+"""How long producers wait for a writer that starts until those of others serve them: more than most starts take."""
 _START_S = 180.0
 _AHEAD = "ahead"
 _CALLS_AT_ONCE = 4
@@ -30,15 +32,44 @@ _UPLOADING_CALLS = 16
 """The same where a call ends only when its batch is uploaded."""
 _CLEAR_S = 10.0
 _HANDOVER_S = 30.0
-"""How long a writer whose node drains stays for its successor to start, and no longer than half of the notice."""
+"""How long a writer whose node drains stays for its successor where others serve; at most half of the notice."""
+_FINISH_S = 15.0
+"""What is left of the notice when one goes whose producers nobody else would serve; at most half of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Starting:
+    """A writer that is being started.
+
+    Attributes:
+        writer: it, as it will be.
+        node: where it was sent; None: left to Ray.
+        began_s: since when its producers want one, by the monotonic clock: earlier tries may have failed.
+        late: that it is has been said.
+    """
+
     writer: WriterInfo
     node: str | None
     began_s: float
     late: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Notice:
+    """How long a writer whose node drains waits for its successor.
+
+    Attributes:
+        others_s: until when, by the monotonic clock, where others would serve its producers.
+        alone_s: where nobody would.
+    """
+
+    others_s: float
+    alone_s: float
+
+
+def _notice(place: str) -> _Notice:
+    now, notice_s = time.monotonic(), placement.notice_s(place)
+    return _Notice(now + min(_HANDOVER_S, notice_s / 2), now + max(notice_s - _FINISH_S, notice_s / 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +96,12 @@ class Steward:
         self._uploaders = uploaders
         self._draining: frozenset[str] = frozenset()
         self._left: frozenset[str] = frozenset()
-        self._until_s: dict[str, float] = {}
+        self._notices: dict[str, _Notice] = {}
         self._leaving: dict[Any, _Leaving] = {}
         self._numbers = itertools.count(1)
         self._writers: dict[str, WriterInfo] = {}
         self._starting: dict[Any, _Starting] = {}
+        self._failed: dict[str, _Starting] = {}
         self._served_s: float | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ray_sink-steward", daemon=True)
@@ -112,8 +144,8 @@ class Steward:
                     self._fulfil(wish)
                 if not ray.is_initialized():
                     return
-                moved = self._clear_nodes()
-                if (done or moved) and not self._stop.is_set():
+                moved = [self._settle_late(), self._clear_nodes()]
+                if (done or any(moved)) and not self._stop.is_set():
                     # what the coordinator answers to an earlier question is not heard any more
                     poll = self._poll()
         except (RayError, SinkError) as error:
@@ -130,7 +162,7 @@ class Steward:
     def _fulfil(self, wish: RosterWish) -> None:
         for name in wish.failed:
             gone = self._writers.pop(name, None)
-            self._until_s.pop(name, None)
+            self._notices.pop(name, None)
             if gone is not None:
                 # one that only seemed dead must not linger; all that it can still do is harmless
                 ray.kill(gone.actor)
@@ -154,12 +186,14 @@ class Steward:
             max_restarts=0,
             **options,
         )
-        start = _Starting(WriterInfo(name, node, actor=actor), place, time.monotonic())
-        self._starting[actor.ready.remote()] = start
+        before = self._failed.pop(node, None)
+        began_s = time.monotonic() if before is None else before.began_s
+        self._starting[actor.ready.remote()] = _Starting(WriterInfo(name, node, actor=actor), place, began_s)
 
     def _settle_started(self, done: list[Any]) -> None:
         for ref in [ref for ref in self._starting if ref in done]:
-            writer = self._starting.pop(ref).writer
+            start = self._starting.pop(ref)
+            writer = start.writer
             try:
                 place = result(ref)
             except SinkError as error:
@@ -168,30 +202,34 @@ class Steward:
             except RayError as error:
                 # died while it started: the coordinator still wants one
                 self._writers.pop(writer.name, None)
+                self._failed[writer.node] = start
                 _log.warning("writer.start_failed", extra={"writer": writer.name, "error": str(error)})
             else:
                 self._writers[writer.name] = replace(writer, place=place)
-        self._settle_late()
 
-    def _settle_late(self) -> None:
+    def _settle_late(self) -> bool:
         """What is to become of producers whose writer does not start: the cluster may have no room for it just now.
 
         Others serve them, if there are any. Else they wait as long as for storage where there has been a writer before;
         where there has been none, what is asked for is probably nowhere.
+
+        Returns:
+            whether others have begun to serve, or nobody will.
         """
+        changed = False
         now = time.monotonic()
-        if any(writer.actor is not None and not writer.going for writer in self._writers.values()):
+        if any(writer.actor is not None for writer in self._writers.values()):
             self._served_s = now
         for ref, start in list(self._starting.items()):
             name, node = start.writer.name, start.writer.node
+            if self._served_s == now and name not in self._writers and now - start.began_s >= _LATE_S:
+                self._writers[name] = replace(start.writer, actor=None)
+                changed = True
             if now - start.began_s < _START_S:
                 continue
             if not start.late:
                 self._starting[ref] = replace(start, late=True)
                 _log.warning("writer.waiting", extra={"writer": name, "node": node, "wants": str(self._spec.writers)})
-            if self._served_s == now:
-                self._writers[name] = replace(start.writer, actor=None)
-                continue
             wait_s = _START_S
             if self._served_s is not None:
                 wait_s = max(_START_S, self._spec.limits.storage_wait_s)
@@ -204,6 +242,8 @@ class Steward:
                 f" WriterOptions asks for ({self._spec.writers}). Ask for less, or start such a node"
             )
             self._writers[name] = replace(start.writer, actor=None, error=late)
+            changed = True
+        return changed
 
     def _clear_nodes(self) -> bool:
         """Take ours off nodes that drain, and what is to start off nodes that are gone; whether there was any."""
@@ -221,9 +261,10 @@ class Steward:
             leaving = False  # nobody could take over: better to the last moment here than not at all
         stuck = [ref for ref, s in self._starting.items() if s.node is not None and s.node not in cluster.able]
         for ref in stuck:
-            writer = self._starting.pop(ref).writer
-            self._writers.pop(writer.name, None)
-            ray.kill(writer.actor)
+            start = self._starting.pop(ref)
+            self._writers.pop(start.writer.name, None)
+            self._failed[start.writer.node] = start
+            ray.kill(start.writer.actor)
         return bool(leaving or stuck or before != self._draining)
 
     def _leave_nodes(self) -> bool:
@@ -234,10 +275,10 @@ class Steward:
                 continue
             if not writer.going:
                 writer = self._writers[name] = replace(writer, going=True)
-                self._until_s[name] = time.monotonic() + min(_HANDOVER_S, placement.notice_s(writer.place) / 2)
+                self._notices[name] = _notice(writer.place)
                 changed = True
-            if self._has_successor(writer) or time.monotonic() > self._until_s[name]:
-                del self._writers[name], self._until_s[name]
+            if self._may_go(writer):
+                del self._writers[name], self._notices[name]
                 writer.actor.leave.options(concurrency_group=_AHEAD).remote()
                 self._leaving[writer.actor.finish.remote()] = _Leaving(writer.actor, restarts=False)
                 changed = True
@@ -248,10 +289,13 @@ class Steward:
         self._left = self._draining
         return changed
 
-    def _has_successor(self, gone: WriterInfo) -> bool:
-        staying = [writer for writer in self._writers.values() if writer.actor is not None and not writer.going]
+    def _may_go(self, writer: WriterInfo) -> bool:
+        staying = [other for other in self._writers.values() if other.actor is not None and not other.going]
         # producers on a node that drains have what others have
-        return any(gone.node in self._draining or writer.node == gone.node for writer in staying)
+        if any(writer.node in self._draining or other.node == writer.node for other in staying):
+            return True
+        notice = self._notices[writer.name]
+        return time.monotonic() > (notice.others_s if staying else notice.alone_s)
 
     def _settle_left(self, done: list[Any]) -> None:
         for ref in [ref for ref in self._leaving if ref in done]:

@@ -1,4 +1,4 @@
-"""A run whose writers have nodes of their own, one each; one of these is lost, and its successor comes late.
+"""A run whose writers have nodes of their own, one each, which are lost and drained, and whose successors come late.
 
 It prints a JSON line for each thing that has happened.
 """
@@ -6,8 +6,10 @@ It prints a JSON line for each thing that has happened.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ from ray.cluster_utils import Cluster
 
 from ray_sink import Limits, SaveFormat, Sink, WriterOptions
 from ray_sink.runtime import steward
+from tests.faults import gcs
 from tests.faults.cluster_job import say, sinks_actors
 from tests.faults.plan import Plan
 from tests.waiting import until
 
 _STORE_BYTES = 100_000_000
-_LATE_S = 4.0
+_NOTICE_S = 90
+_PRODUCERS = 2
 
 
 def writers_on(node: Any) -> list[int]:
@@ -31,18 +35,82 @@ def writers_on(node: Any) -> list[int]:
 
 
 class Producer:
-    """Writes a part of the outputs and waits for their receipts."""
+    """Writes outputs and waits for their receipts."""
 
     def __init__(self, handle: Any, plan: Plan) -> None:
         self._handle = handle.__enter__()
         self._plan = plan
 
-    def produce(self, first: int, last: int) -> int:
-        tickets = [self._handle.write(self._plan.key(n), self._plan.value(n)) for n in range(first, last)]
+    def produce(self, numbers: Sequence[int]) -> int:
+        tickets = [self._handle.write(self._plan.key(n), self._plan.value(n)) for n in numbers]
         return len([ticket.result(300) for ticket in tickets])
 
     def end(self) -> None:
         self._handle.__exit__(None, None, None)
+
+
+class Pair:
+    """Two producers, each on a node of its own, who share the outputs of a run."""
+
+    def __init__(self, sink: Sink, plan: Plan) -> None:
+        made = ray.remote(Producer).options(num_cpus=1, resources={"producer": 1})
+        self._sink = sink
+        self._producers: list[Any] = [made.remote(sink.handle(), plan) for _ in range(_PRODUCERS)]
+        self._left = iter(range(plan.outputs))
+
+    def produce(self, each: int) -> float:
+        """So many outputs each; the seconds until both have their receipts."""
+        parts = [list(itertools.islice(self._left, each)) for _ in self._producers]
+        began_s = time.monotonic()
+        ray.get([producer.produce.remote(part) for producer, part in zip(self._producers, parts, strict=True)])
+        return time.monotonic() - began_s
+
+    def written_by(self, pid: int) -> int:
+        """Outputs that the writer of this process id has brought to a receipt."""
+        assert self._sink._actors is not None
+        found = ray.get(self._sink._actors.coordinator.measured.remote())
+        return sum(writer.outputs for writer in found.writers if writer.name.endswith(f"-{pid}"))
+
+    def end(self) -> None:
+        rest = list(self._left)
+        ray.get(self._producers[0].produce.remote(rest))
+        ray.get([producer.end.remote() for producer in self._producers])
+
+
+class WriterNodes:
+    """Each has room for one writer."""
+
+    def __init__(self, made: Cluster, count: int) -> None:
+        self._made = made
+        self._nodes = [self._another() for _ in range(count)]
+
+    def _another(self) -> Any:
+        return self._made.add_node(num_cpus=2, resources={"writer": 1}, object_store_memory=_STORE_BYTES)
+
+    def writers(self) -> list[int]:
+        """How many run on each."""
+        return [len(writers_on(node)) for node in self._nodes]
+
+    def lose(self) -> None:
+        """The newest is gone without a word."""
+        lost = self._nodes.pop()
+        pids = writers_on(lost)
+        self._made.remove_node(lost, allow_graceful=False)
+        # for a moment they outlive their node
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), deadline_s=120)
+
+    def join(self) -> int:
+        """One more, and its writer is there: its process id."""
+        new = self._another()
+        self._nodes.append(new)
+        until(lambda: bool(writers_on(new)), deadline_s=240)
+        return writers_on(new)[0]
+
+    def drain(self) -> Any:
+        """The oldest is announced to go."""
+        old = self._nodes.pop(0)
+        gcs.drain(self._made.address, old.node_id, _NOTICE_S)
+        return old
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,12 +127,9 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="rs-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         head = {"num_cpus": 1, "object_store_memory": _STORE_BYTES, "include_dashboard": False, "temp_dir": folder}
         made = Cluster(initialize_head=True, head_node_args=head)
-
-        def node(of: str) -> Any:
-            return made.add_node(num_cpus=2, resources={of: 1}, object_store_memory=_STORE_BYTES)
-
-        places = [node("producer"), node("producer")]
-        writers = [node("writer"), node("writer")]
+        for _ in range(_PRODUCERS):
+            made.add_node(num_cpus=2, resources={"producer": 1}, object_store_memory=_STORE_BYTES)
+        nodes = WriterNodes(made, _PRODUCERS)
         ray.init(address=made.address, log_to_driver=False)
         try:
             sink = Sink(
@@ -77,27 +142,30 @@ def main(argv: Sequence[str]) -> int:
                 progress=False,
             )
             with sink:
-                make = ray.remote(Producer).options(num_cpus=1, resources={"producer": 1})
-                producers: list[Any] = [make.remote(sink.handle(), plan) for _ in places]
-                step = arguments.outputs // (3 * len(producers))
+                pair = Pair(sink, plan)
+                pair.produce(10)
+                say(writers=nodes.writers())
 
-                def produce(turn: int) -> int:
-                    parts = [(turn * len(producers) + n) * step for n in range(len(producers))]
-                    done = [p.produce.remote(part, part + step) for p, part in zip(producers, parts, strict=True)]
-                    return sum(ray.get(done))
+                nodes.lose()
+                say(lost_s=pair.produce(10), writers=nodes.writers())
+                new = nodes.join()
+                until(lambda: pair.produce(1) > 0 and pair.written_by(new) > 0, deadline_s=60, every_s=0.5)
+                say(home=pair.written_by(new), writers=nodes.writers())
 
-                say(produced=produce(0), writers=[len(writers_on(node)) for node in writers])
-                steward._START_S = _LATE_S
-                lost = writers.pop()
-                pids = writers_on(lost)
-                made.remove_node(lost, allow_graceful=False)
-                # for a moment they outlive their node
-                until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), deadline_s=120)
-                say(produced=produce(1), writers=[len(writers_on(node)) for node in writers])
-                writers.append(node("writer"))
-                until(lambda: bool(writers_on(writers[-1])), deadline_s=240)
-                say(produced=produce(2), writers=[len(writers_on(node)) for node in writers])
-                ray.get([producer.end.remote() for producer in producers])
+                old, began_s = nodes.drain(), time.monotonic()
+                until(lambda: not writers_on(old), deadline_s=_NOTICE_S)
+                say(gone_s=time.monotonic() - began_s, others_s=pair.produce(10))
+
+                alone, began_s = nodes.drain(), time.monotonic()
+                before = pair.written_by(new)
+                until(lambda: time.monotonic() > began_s + steward._HANDOVER_S + 5, deadline_s=60)
+                pair.produce(10)
+                say(alone=pair.written_by(new) - before)
+                nodes.join()
+                until(lambda: not writers_on(alone), deadline_s=_NOTICE_S)
+                pair.produce(1)
+                say(writers=nodes.writers())
+                pair.end()
             say(sealed=sink.manifest.seal.outputs)
         finally:
             ray.shutdown()

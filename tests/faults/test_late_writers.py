@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ray_sink.runtime import steward
 from tests.faults.clusters import ClusterRun
 from tests.faults.plan import Plan
 
@@ -13,10 +14,16 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.mark.row(7)
-def test_others_serve_until_a_node_with_room_has_come(tmp_path: Path) -> None:
-    run = ClusterRun(tmp_path, Plan(outputs=60, elements=5_000))
+def test_until_a_node_with_room_has_come_others_serve_or_who_drains(tmp_path: Path) -> None:
+    run = ClusterRun(tmp_path, Plan(outputs=200, elements=5_000))
     with run.start(module="tests.faults.apart_job") as job:
         run.finished(job)
-        assert job.said("produced") == [20, 20, 20]
-        first, alone, again = job.said("writers")
-    assert (first, alone, again) == ([1, 1], [1], [1, 1])
+        (lost,) = job.said("lost_s")
+        assert lost < steward._START_S / 2, "the other writer serves long before a start is given up"
+        assert job.said("home") == [1], "the new node's writer has the producers of its predecessor back"
+        (gone,) = job.said("gone_s")
+        assert gone > steward._HANDOVER_S
+        (others,) = job.said("others_s")
+        assert others < steward._LATE_S, "they are served at once"
+        assert job.said("alone") == [20], "it serves for longer where nobody else would"
+        assert job.said("writers") == [[1, 1], [1], [1, 1], [1]]
