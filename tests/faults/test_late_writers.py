@@ -18,8 +18,6 @@ def test_until_a_node_with_room_has_come_others_serve_or_who_drains(tmp_path: Pa
     run = ClusterRun(tmp_path, Plan(outputs=200, elements=5_000))
     with run.start(module="tests.faults.apart_job") as job:
         run.finished(job)
-        (lost,) = job.said("lost_s")
-        assert lost < steward._START_S / 2, "the other writer serves long before a start is given up"
         assert job.said("home") == [1], "the new node's writer has the producers of its predecessor back"
         (gone,) = job.said("gone_s")
         assert gone > steward._HANDOVER_S
