@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -26,6 +27,7 @@ from ray_sink.runtime.calls import own_error, result
 from ray_sink.runtime.lease import Lease
 from ray_sink.runtime.messages import RunSpec, Submission, WriteReply, WriterInfo
 from ray_sink.runtime.payload import Checked, Layout, Packed, copied, pack, packed_bytes, taken_apart
+from ray_sink.runtime.route import Route
 from ray_sink.runtime.ticket import Settling, Ticket, tickets_for
 
 _BY_VALUE_BYTES = 64 * 1024
@@ -79,15 +81,17 @@ class Connection:
         self._copier = Aside(1, _BESIDE, "ray_sink-copy")
         self._meter = ProducerMeter(self._name, lambda: self._offload.waited_s)
         self._lock = threading.Lock()
-        self._load: dict[str, int] = {}
         self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._issued = 0
         self._ending = False
-        self._looked_s = perf_counter()
         self._failures: dict[str, str] = {}
         self._unreported: dict[str, Exception] = {}
-        self._writers: list[WriterInfo] = ask(coordinator.writers.remote(self._node))
+        self._route = Route(self._node, self._ask_for_writers)
         threading.Thread(target=self._work, name="ray_sink-handle", daemon=True).start()
+
+    def _ask_for_writers(self, gone: str | None) -> list[WriterInfo]:
+        writers: list[WriterInfo] = ask(self._coordinator.writers.remote(self._node, gone))
+        return writers
 
     def _acquire(self, held: int, granted: int, need: int) -> int:
         return int(ask(self._coordinator.acquire.remote(self._name, self._node, held, granted, need)))
@@ -231,13 +235,11 @@ class Connection:
     # -- the way to the writer ---------------------------------------------------------------------------------------
 
     def _submit(self, batch: _Batch) -> None:
-        with self._lock:
-            if not self._writers:
-                # all that it had leave: its own thread asks for others, and the producer goes on
-                self._todo.put(lambda: self._send_again(batch))
-                return
-            writer = min(self._writers, key=lambda info: self._load.get(info.name, 0))
-            self._load[writer.name] = self._load.get(writer.name, 0) + batch.n_bytes
+        writer = self._route.take(batch.n_bytes)
+        if writer is None:
+            # all that it had leave: its own thread asks for others, and the producer goes on
+            self._todo.put(lambda: self._send_again(batch))
+            return
         batch.writer = writer.name
         attempts = tuple(f"{self._nonce}-{batch.number}-{batch.tries}-{row}" for row in range(len(batch.keys)))
         submission = Submission(batch.keys, attempts, batch.sources, self._meter.measures())
@@ -246,17 +248,15 @@ class Connection:
 
     def _replied(self, batch: _Batch, done: Future[WriteReply]) -> None:
         """On a thread of Ray's: nothing here may wait."""
-        with self._lock:
-            self._load[batch.writer] -= batch.n_bytes
         error = done.exception()
         if error is None:
             reply = done.result()
-            if reply.leaving:
-                with self._lock:
-                    self._writers = [writer for writer in self._writers if writer.name != batch.writer]
+            self._route.replied(batch.writer, batch.n_bytes, leaving=reply.leaving)
             self._let_go(batch, reply.credit_wanted)
             self._staged(batch, reply.outcomes)
-        elif isinstance(error, _DIED) and batch.tries < _TRIES:
+            return
+        self._route.replied(batch.writer, batch.n_bytes)
+        if isinstance(error, _DIED) and batch.tries < _TRIES:
             batch.tries += 1
             self._todo.put(lambda: self._send_again(batch))
         else:
@@ -266,28 +266,11 @@ class Connection:
     def _send_again(self, batch: _Batch) -> None:
         """A writer died or leaves: its replacement, or another, gets the batch as a new attempt."""
         try:
-            writers = ask(self._coordinator.writers.remote(self._node, batch.writer))
-            with self._lock:
-                self._writers = writers
+            self._route.renew(batch.writer)
             self._submit(batch)
         except (SinkError, RayError) as error:
             self._let_go(batch, False)
             self._settle(batch, [_failure(error, key) for key in batch.keys])
-
-    def _look_home(self) -> None:
-        """Where others' writers serve us, ask whether our node has its own by now."""
-        now_s = perf_counter()
-        with self._lock:
-            at_home = all(writer.node == self._node for writer in self._writers)
-        if at_home or now_s < self._looked_s + _REPORT_S or not ray.is_initialized():
-            return
-        self._looked_s = now_s
-        try:
-            writers = ask(self._coordinator.writers.remote(self._node))
-        except (SinkError, RayError):
-            return  # what is sent finds out
-        with self._lock:
-            self._writers = writers
 
     def _let_go(self, batch: _Batch, credit_wanted: bool) -> None:
         batch.payload = None
@@ -339,7 +322,9 @@ class Connection:
             if job is None:
                 return
             job()
-            self._look_home()
+            if ray.is_initialized():
+                with suppress(SinkError, RayError):  # what is sent finds out
+                    self._route.look_home()
 
     def report(self) -> None:
         """Tell the coordinator what this producer has counted, and give back what it does not use."""

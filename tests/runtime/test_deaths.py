@@ -127,7 +127,7 @@ def test_a_writer_that_the_memory_monitor_ends_is_one_that_died(folder_run: Run)
         handle.write("k/000", field(0, 20_000)).result(60)
         connection = handle._connection
         assert connection is not None
-        connection._writers = [WriterInfo("ended", "", actor=ray.remote(Ended).remote())]
+        connection._route._writers = [WriterInfo("ended", "", actor=ray.remote(Ended).remote())]
         tickets = [handle.write(f"k/{i:03d}", field(i, 20_000)) for i in range(1, N)]
         assert all(ticket.result(120).state in (State.STAGED, State.UPLOADED) for ticket in tickets)
     check_all(folder_run)
