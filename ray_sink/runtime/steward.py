@@ -23,7 +23,7 @@ from ray_sink.runtime.writing import WriterShell
 _log = logging.getLogger("ray_sink")
 
 _LATE_S = 15.0
-"""How long producers wait for a writer that starts until those of others serve them: more than most starts take."""
+"""More than most starts take."""
 _START_S = 180.0
 _AHEAD = "ahead"
 _CALLS_AT_ONCE = 4
@@ -70,6 +70,19 @@ class _Notice:
 def _notice(place: str) -> _Notice:
     now, notice_s = time.monotonic(), placement.notice_s(place)
     return _Notice(now + min(_HANDOVER_S, notice_s / 2), now + max(notice_s - _FINISH_S, notice_s / 2))
+
+
+def patience_s(*, late: int, serving: int) -> float:
+    """How long producers wait for a writer that starts until those of others serve them, seconds.
+
+    Where more are late than serve, as when a large cluster starts, these few would soon have more than they can write,
+    and what they were given stays with them when the others are there.
+
+    Args:
+        late: writers that have been starting for longer than most.
+        serving: those that there are.
+    """
+    return _LATE_S if late <= serving else _START_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +231,14 @@ class Steward:
         """
         changed = False
         now = time.monotonic()
-        if any(writer.actor is not None for writer in self._writers.values()):
+        serving = sum(writer.actor is not None for writer in self._writers.values())
+        if serving:
             self._served_s = now
+        late = sum(now - start.began_s >= _LATE_S for start in self._starting.values())
+        others_s = patience_s(late=late, serving=serving)
         for ref, start in list(self._starting.items()):
             name, node = start.writer.name, start.writer.node
-            if self._served_s == now and name not in self._writers and now - start.began_s >= _LATE_S:
+            if serving and name not in self._writers and now - start.began_s >= others_s:
                 self._writers[name] = replace(start.writer, actor=None)
                 changed = True
             if now - start.began_s < _START_S:
@@ -237,11 +253,11 @@ class Steward:
                 continue
             del self._starting[ref]
             ray.kill(start.writer.actor)
-            late = StagingError(
+            failure = StagingError(
                 f"no writer could be placed for node {node} within {wait_s:.0f} s: no living node has room for what"
                 f" WriterOptions asks for ({self._spec.writers}). Ask for less, or start such a node"
             )
-            self._writers[name] = replace(start.writer, actor=None, error=late)
+            self._writers[name] = replace(start.writer, actor=None, error=failure)
             changed = True
         return changed
 
