@@ -116,6 +116,7 @@ def open(  # noqa: A001 - ray_sink.open reads best
     *,
     partial: bool = False,
     storage_options: Mapping[str, object] | None = None,
+    credentials: str | None = None,
 ) -> Manifest:
     """Open a sealed run.
 
@@ -124,11 +125,12 @@ def open(  # noqa: A001 - ray_sink.open reads best
         run_id: which run, if there are several.
         partial: take a run, too, that went on without some outputs; its manifest's `failures` names them.
         storage_options: as in `UploadOptions`.
+        credentials: as in `UploadOptions`; called in this process.
 
     Raises:
         RunError: there is no sealed run, or more than one and `run_id` is None.
     """
-    upload = UploadOptions(storage_options=dict(storage_options or {}))
+    upload = UploadOptions(storage_options=dict(storage_options or {}), credentials=credentials)
     store = open_store(dest, upload)
     if run_id is None:
         run_id = _only_run(store, dest, (SUCCESS, PARTIAL) if partial else (SUCCESS,))
@@ -186,6 +188,7 @@ def load(
     *,
     save_format: SaveFormat | Format | None = None,
     storage_options: Mapping[str, object] | None = None,
+    credentials: str | None = None,
 ) -> Value:
     """Read one output back, on the CPU, without executing pickles.
 
@@ -193,6 +196,7 @@ def load(
         source: a path, a URI, or a receipt; a receipt's bytes are checked against its checksum.
         save_format: the format, where it was the user's own; None: by suffix.
         storage_options: as in `UploadOptions`.
+        credentials: as in `UploadOptions`; called in this process.
 
     Returns:
         A tensor, a dict or a list; for a receipt of several files (``DictMode.SPLIT``) a dict by name.
@@ -201,7 +205,7 @@ def load(
         StoreError: it is not there, or not what its receipt says.
         ConfigError: no built-in format has that suffix.
     """
-    upload = UploadOptions(storage_options=dict(storage_options or {}))
+    upload = UploadOptions(storage_options=dict(storage_options or {}), credentials=credentials)
     if isinstance(source, Receipt):
         first = source.files[0]
         if first.uri is None or not first.uri.endswith(first.path):

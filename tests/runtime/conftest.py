@@ -28,7 +28,6 @@ class Run:
     dest: str | None
     staging: Path
     upload: UploadOptions
-    reader: UploadOptions
 
     def sink(self, **arguments: Any) -> Sink:
         chosen = {"staging": self.staging, "upload": self.upload, "limits": LIMITS, **arguments}
@@ -36,12 +35,12 @@ class Run:
 
     def outputs(self) -> dict[str, bytes]:
         """All objects at the destination, but for the sink's own."""
-        store = open_store(self.dest or str(self.staging), self.reader)
+        store = open_store(self.dest or str(self.staging), self.upload)
         return {o.path: store.get_bytes(o.path) for o in store.list() if not o.path.startswith("_ray_sink/")}
 
     def manifest(self) -> ray_sink.Manifest:
-        store_options = self.reader.storage_options
-        return ray_sink.open(self.dest or str(self.staging), storage_options=store_options)
+        options, credentials = self.upload.storage_options, self.upload.credentials
+        return ray_sink.open(self.dest or str(self.staging), storage_options=options, credentials=credentials)
 
 
 @pytest.fixture(params=["staging", "folder", "s3"])
@@ -67,18 +66,15 @@ def make_run(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     staging.mkdir()
     if kind == "s3":
         server: S3Server = request.getfixturevalue("s3_server")
-        monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
         credentials.offer(server)
         options = {"endpoint_url": server.endpoint, "region": server.region}
         upload = UploadOptions(credentials=credentials.FUNCTION, storage_options=options)
-        # the reader signs in by its environment; Ray's processes, started before, do not have it
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
+        # never by the environment: Ray reads it in this process, too, and dies where another thread just changes it
         bucket = request.getfixturevalue("s3_bucket")
-        return Run(f"{bucket.url}/runs", staging, upload, UploadOptions(storage_options=options))
+        return Run(f"{bucket.url}/runs", staging, upload)
     if kind == "folder":
-        return Run(str(tmp_path / "dest"), staging, UploadOptions(), UploadOptions())
-    return Run(None, staging, UploadOptions(), UploadOptions())
+        return Run(str(tmp_path / "dest"), staging, UploadOptions())
+    return Run(None, staging, UploadOptions())
 
 
 def pids_of(shell: str) -> list[int]:

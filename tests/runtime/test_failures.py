@@ -36,7 +36,7 @@ def model_failing(*ids: int) -> Any:
 
 
 def own_names(run: Run) -> set[str]:
-    store = ray_sink.stores.open_store(run.dest or str(run.staging), run.reader)
+    store = ray_sink.stores.open_store(run.dest or str(run.staging), run.upload)
     return {info.path.rpartition("/")[2] for info in store.list("_ray_sink/") if "_owner" not in info.path}
 
 

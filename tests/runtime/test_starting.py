@@ -52,11 +52,8 @@ def test_a_store_that_verifies_nothing_is_recorded_as_size_checked(
     tmp_path: Path,
     ray_cluster: None,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     credentials.offer(rclone_s3)
-    for name, value in rclone_s3.environment().items():
-        monkeypatch.setenv(name, value)
     bucket = rclone_s3.new_bucket()
     options = {"endpoint_url": rclone_s3.endpoint, "region": rclone_s3.region}
     upload = UploadOptions(credentials=credentials.FUNCTION, storage_options=options)
@@ -70,9 +67,11 @@ def test_a_store_that_verifies_nothing_is_recorded_as_size_checked(
     assert "size checked" in said["destination", "checksums"]["reason"]
     assert said["destination", "create-only puts"]["promises"] == "P3,P7"
     assert json.loads(bucket.read("runs/_ray_sink/weak/_SUCCESS"))["verification"] == "size checked"
-    manifest = ray_sink.open(f"{bucket.url}/runs", storage_options=options)
+    manifest = ray_sink.open(f"{bucket.url}/runs", storage_options=options, credentials=credentials.FUNCTION)
     assert manifest.seal.verification is Verification.SIZE_CHECKED
     assert [receipt.verification for receipt in manifest.receipts()] == [Verification.SIZE_CHECKED]
+    read: Any = ray_sink.load(f"{bucket.url}/runs/a.pt", storage_options=options, credentials=credentials.FUNCTION)
+    assert torch.equal(read, _tensor())
 
 
 def test_a_staging_folder_with_too_little_room_is_told_of(staging_run: Run, caplog: pytest.LogCaptureFixture) -> None:
