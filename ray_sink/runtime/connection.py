@@ -15,7 +15,16 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RaySystemError,
+    RpcError,
+)
 
 from ray_sink.accelerator import Cuda
 from ray_sink.aside import Aside
@@ -35,8 +44,17 @@ _BY_VALUE_BYTES = 64 * 1024
 _BESIDE = 2
 """Batches that wait to be copied beside their producer: each is in memory twice meanwhile."""
 _TRIES = 20
-_DIED = (RayActorError, OutOfMemoryError)
-"""How a call ends whose actor is gone; the second where Ray's own memory monitor has ended it."""
+_DIED = (
+    RayActorError,
+    OutOfMemoryError,  # Ray's memory monitor has ended it
+    # a writer may outlive its node for a moment, and cannot have its uploader, its raylet or its objects any more
+    ActorUnschedulableError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    RaySystemError,
+    RpcError,
+)
+"""How a call ends whose actor is gone, or as good as gone."""
 _REPORT_S = 5.0
 
 
@@ -364,6 +382,9 @@ def _stranded(error: BaseException, key: str) -> Exception:
 def _failure(error: BaseException | None, key: str) -> Exception:
     if isinstance(error, SinkError):
         return error
-    failure = SinkError(f"key {key!r}: its writers failed again and again: {error}")
+    # an error within an actor says its whole traceback, which stays with the cause
+    inner = getattr(error, "cause", None) or error
+    what = "its writers died again and again" if isinstance(error, _DIED) else "its writer failed"
+    failure = SinkError(f"key {key!r}: {what}: {type(inner).__name__}: {inner}")
     failure.__cause__ = error
     return failure

@@ -73,6 +73,7 @@ class Workers:
         self._nodes.append(self._another())
         old = self._nodes.pop(0)
         gcs.drain(self._made.address, old.node_id, _NOTICE_S)
+        say(draining=1)
         until(lambda: not sinks_actors(old.node_id), deadline_s=_NOTICE_S)
         self._made.remove_node(old, allow_graceful=False)
         until(lambda: old.node_id not in {n["NodeID"] for n in ray.nodes() if n["Alive"]}, deadline_s=120)

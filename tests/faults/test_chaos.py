@@ -43,7 +43,7 @@ class Chaos:
         return self.draw.choice(_BROKEN_REPLIES)(exchange) if self.draw.random() < 1 / 30 else None
 
     def lets_live(self, job: ClusterJob) -> bool:
-        """One thing after another happens to it, until there is nothing left to happen, or it ends; not if it is killed."""
+        """One thing after another happens to it, until nothing is left to happen or it ends; False: it was killed."""
         lost_nodes = 0
         things: list[Callable[[ClusterJob], str]] = [self.kill, self.kill, self.kill, self.stop, self.stop, self.part]
         until(lambda: bool(job.said("began")) or not job.running, deadline_s=120)

@@ -75,6 +75,26 @@ def test_a_cluster_is_lost_with_all_its_disks_and_the_same_script_goes_on(
     assert run.calls - before < 50, "what was committed was computed again"
 
 
+@pytest.mark.row(4)
+@pytest.mark.row(7)
+def test_uploaders_die_while_their_node_drains(tmp_path: Path, s3_bucket: S3Bucket) -> None:
+    plan = Plan(outputs=120, elements=20_000)
+    run = ClusterRun(tmp_path, plan, "--node-local", "--nodes", 2, "--actors", 2, bucket=s3_bucket)
+    with run.start("--work-s", 0.3) as job, Reader(run.checker):
+        job.reaches(20)
+        uploaders = job.pids("ray::UploaderShell")
+        for pid in uploaders:
+            os.kill(pid, signal.SIGSTOP)
+        calls = run.calls
+        until(lambda: run.calls >= calls + 2, deadline_s=60)  # those before have been handed over
+        job.tell("replace")
+        until(lambda: bool(job.said("draining")), deadline_s=60)
+        for pid in uploaders:
+            os.kill(pid, signal.SIGKILL)
+        run.finished(job)
+        assert job.said("replaced") == [1]
+
+
 @pytest.mark.row(44)
 @pytest.mark.timeout(1500)
 def test_a_thousand_outputs_while_writers_uploaders_and_the_ledger_are_killed_at_random(

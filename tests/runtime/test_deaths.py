@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayError, RaySystemError
 
 from ray_sink import State, WriterOptions
 from ray_sink.errors import OutputsFailed, StagingError
@@ -116,12 +116,21 @@ def test_every_writer_dies_while_it_has_work(folder_run: Run) -> None:
     check_all(folder_run)
 
 
-def test_a_writer_that_the_memory_monitor_ends_is_one_that_died(folder_run: Run) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfMemoryError("worker(s) were killed due to the node running low on memory"),
+        ActorUnschedulableError("the node specified doesn't exist any more"),
+        RaySystemError(OSError("Broken pipe")),
+    ],
+    ids=["memory monitor", "its uploader cannot start", "its raylet is gone"],
+)
+def test_a_writer_that_is_cut_off_from_ray_is_one_that_died(folder_run: Run, error: RayError) -> None:
     class Ended:
-        """Ray says it of an actor that its monitor has killed, and that is no `RayActorError`."""
+        """Ray says this of an actor that its monitor has killed, or such a one says it while its node goes."""
 
         def write(self, submission: object, payload: object) -> None:
-            raise OutOfMemoryError("worker(s) were killed due to the node running low on memory")
+            raise error
 
     with folder_run.sink() as sink, sink.handle() as handle:
         handle.write("k/000", field(0, 20_000)).result(60)
