@@ -56,6 +56,7 @@ _DIED = (
 )
 """How a call ends whose actor is gone, or as good as gone."""
 _REPORT_S = 5.0
+_STRANDED = "it did not come into the object store"
 
 
 @dataclass(slots=True)
@@ -191,7 +192,7 @@ class Connection:
             try:
                 self._send_packed(batch, pack(checked))
             except BaseException as error:  # noqa: BLE001 -- told to whoever waits for the batch
-                self._settle(batch, [_stranded(error, key) for key in keys])
+                self._settle(batch, [_failure(error, key, _STRANDED) for key in keys])
 
         with self._meter.copying():
             taken = self._copier.submit(job)
@@ -218,7 +219,7 @@ class Connection:
         batch, tickets = self._accepted(keys, sources)
 
         def failed(error: BaseException) -> None:
-            self._settle(batch, [_stranded(error, key) for key in keys])
+            self._settle(batch, [_failure(error, key, _STRANDED) for key in keys])
 
         self._offload.bring(taken, deliver=lambda hosts: self._send_on(batch, layout.pack(hosts)), failed=failed)
         return tickets
@@ -279,7 +280,8 @@ class Connection:
             self._todo.put(lambda: self._send_again(batch))
         else:
             self._let_go(batch, False)
-            self._settle(batch, [_failure(own_error(error), key) for key in batch.keys])
+            what = "its writers died again and again" if isinstance(error, _DIED) else "its writer failed"
+            self._settle(batch, [_failure(own_error(error), key, what) for key in batch.keys])
 
     def _send_again(self, batch: _Batch) -> None:
         """A writer died or leaves: its replacement, or another, gets the batch as a new attempt."""
@@ -288,7 +290,7 @@ class Connection:
             self._submit(batch)
         except (SinkError, RayError) as error:
             self._let_go(batch, False)
-            self._settle(batch, [_failure(error, key) for key in batch.keys])
+            self._settle(batch, [_failure(error, key, "no writer could be had") for key in batch.keys])
 
     def _let_go(self, batch: _Batch, credit_wanted: bool) -> None:
         batch.payload = None
@@ -306,7 +308,8 @@ class Connection:
 
         def uploaded(done: Future[list[Verification | SinkError]]) -> None:
             error = done.exception()
-            found = [_failure(own_error(error), receipt.key) for receipt in staged] if error else done.result()
+            what = "staged, and nobody can say whether it is uploaded"
+            found = [_failure(own_error(error), r.key, what) for r in staged] if error else done.result()
             by_key: dict[str, Receipt | Exception] = {
                 receipt.key: proof if isinstance(proof, Exception) else uploaded_receipt(receipt, dest, proof)
                 for receipt, proof in zip(staged, found, strict=True)
@@ -371,20 +374,11 @@ def _payload(packed: Packed) -> Any:
     return copied(packed) if packed_bytes(packed) <= _BY_VALUE_BYTES else ray.put(packed)
 
 
-def _stranded(error: BaseException, key: str) -> Exception:
-    if isinstance(error, SinkError):
-        return error
-    failure = SinkError(f"key {key!r}: it did not come into the object store: {error}")
-    failure.__cause__ = error
-    return failure
-
-
-def _failure(error: BaseException | None, key: str) -> Exception:
+def _failure(error: BaseException, key: str, what: str) -> Exception:
     if isinstance(error, SinkError):
         return error
     # an error within an actor says its whole traceback, which stays with the cause
     inner = getattr(error, "cause", None) or error
-    what = "its writers died again and again" if isinstance(error, _DIED) else "its writer failed"
     failure = SinkError(f"key {key!r}: {what}: {type(inner).__name__}: {inner}")
     failure.__cause__ = error
     return failure

@@ -16,7 +16,7 @@ import torch
 from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayError, RaySystemError
 
 from ray_sink import State, WriterOptions
-from ray_sink.errors import OutputsFailed, StagingError
+from ray_sink.errors import OutputsFailed, SinkError, StagingError
 from ray_sink.records import MultipartUpload
 from ray_sink.runtime import steward
 from ray_sink.runtime.messages import WriterInfo
@@ -140,6 +140,22 @@ def test_a_writer_that_is_cut_off_from_ray_is_one_that_died(folder_run: Run, err
         tickets = [handle.write(f"k/{i:03d}", field(i, 20_000)) for i in range(1, N)]
         assert all(ticket.result(120).state in (State.STAGED, State.UPLOADED) for ticket in tickets)
     check_all(folder_run)
+
+
+def test_what_an_unforeseen_error_of_a_writer_says_is_short_and_its_traceback_is_kept(folder_run: Run) -> None:
+    class Odd:
+        def write(self, submission: object, payload: object) -> None:
+            raise IndexError("no such row")
+
+    with pytest.raises(OutputsFailed), folder_run.sink() as sink, sink.handle() as handle:  # noqa: PT012
+        handle.write("k/000", field(0, 20_000)).result(60)
+        connection = handle._connection
+        assert connection is not None
+        connection._route._writers = [WriterInfo("odd", "", actor=ray.remote(Odd).remote())]
+        with pytest.raises(SinkError) as caught:
+            handle.write("k/001", field(1, 20_000)).result(60)
+        assert str(caught.value) == "key 'k/001': its writer failed: IndexError: no such row"
+        assert "in write" in str(caught.value.__cause__)
 
 
 @pytest.mark.parametrize("run", ["s3"], indirect=True)
