@@ -16,7 +16,7 @@ from tests.slurm import Slurm, slurm
 from tests.waiting import until
 
 SCRIPT = CONFIGS / "slurm" / "run.sbatch"
-OUTPUTS = 24
+OUTPUTS = 300
 
 
 def options() -> dict[str, str]:
