@@ -76,13 +76,13 @@ class Chaos:
 
     def _kill(self, job: ClusterJob) -> str:
         name = self._draw.choice([*_OURS, "ray::MapWorker"])
-        hit = job.pids(name)[: self._draw.randrange(1, 3)]
+        hit = _some(job, name)[: self._draw.randrange(1, 3)]
         _signal(hit, signal.SIGKILL)
         return f"{len(hit)} {name} killed"
 
     def _stop(self, job: ClusterJob) -> str:
         name = self._draw.choice(_OURS)
-        hit = job.pids(name)[:1]
+        hit = _some(job, name)[:1]
         _signal(hit, signal.SIGSTOP)
         threading.Event().wait(self._draw.uniform(0.1, 3))
         _signal(hit, signal.SIGCONT)
@@ -94,6 +94,12 @@ class Chaos:
         threading.Event().wait(self._draw.uniform(0.1, 5))
         self._proxy.heal()
         return f"the store {kind}"
+
+
+def _some(job: ClusterJob, name: str) -> list[int]:
+    """Processes of this name, as soon as there are any; none where the job ends before."""
+    until(lambda: bool(job.pids(name) or job.said("sealed")) or not job.running, deadline_s=120)
+    return job.pids(name)
 
 
 def _signal(pids: Sequence[int], number: signal.Signals) -> None:
