@@ -56,7 +56,8 @@ class ClusterJob:
     def _hear(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith("{"):
+            # who is killed may have begun a line
+            if line.startswith("{") and line.endswith("\n"):
                 self.facts.append(json.loads(line))
 
     def said(self, name: str) -> list[Any]:
