@@ -10,10 +10,12 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
+import ray_sink
 from ray_sink import (
     AsyncWriter,
     DictMode,
     Limits,
+    Manifest,
     NodeLocal,
     SaveFormat,
     Sink,
@@ -39,6 +41,8 @@ def render() -> str:
     for owner, names in (
         (Sink, ("run", "map_batches", "datasink", "wrap", "remaining", "handle", "close")),
         (SinkHandle, ("write", "write_batch", "flush", "close")),
+        (ray_sink, ("open", "load")),
+        (Manifest, ("keys", "receipt", "receipts", "load", "to_dataset")),
     ):
         for name in names:
             method: Callable[..., Any] = getattr(owner, name)
