@@ -15,6 +15,7 @@
     │   ├── ObjectExistsError               a create-only put met an object
     │   ├── ObjectMissingError              nothing under that name
     │   └── DestinationError                the destination cannot be reached or written
+    │       └── DestinationUnavailableError (StoreUnavailableError)   ... for now, as far as one can tell
     ├── DestinationConflict                 another run's output has the key
     ├── PathConflict                        another key of this run has the path
     ├── RunError
@@ -118,6 +119,10 @@ class ObjectMissingError(StoreError):
 
 class DestinationError(StoreError):
     """The destination cannot be reached, read or written with what was configured."""
+
+
+class DestinationUnavailableError(DestinationError, StoreUnavailableError):
+    """The destination did not answer who asked what it can do: wrong at the start of a run, and waited for later."""
 
 
 class DestinationConflict(SinkError):

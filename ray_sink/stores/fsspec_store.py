@@ -13,6 +13,7 @@ from typing import Any
 from ray_sink.checksum import checksum_of
 from ray_sink.errors import (
     DestinationError,
+    DestinationUnavailableError,
     ObjectExistsError,
     ObjectMissingError,
     SinkError,
@@ -64,7 +65,8 @@ class FsspecStore:
                 try:
                     self._found = self._look()
                 except (StoreUnavailableError, ObjectMissingError) as error:
-                    raise DestinationError(
+                    away = isinstance(error, StoreUnavailableError)
+                    raise (DestinationUnavailableError if away else DestinationError)(
                         f"{error}. The destination cannot be reached or written from where the uploader runs: check it,"
                         " its storage_options, and the network"
                     ) from error

@@ -6,7 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ray_sink.checksum import checksum_of, to_base64
-from ray_sink.errors import DestinationError, ObjectExistsError, StoreError, StoreUnavailableError
+from ray_sink.errors import (
+    DestinationError,
+    DestinationUnavailableError,
+    ObjectExistsError,
+    StoreError,
+    StoreUnavailableError,
+)
 from ray_sink.keys import RESERVED
 from ray_sink.probes import PROBE, TRIES, probe_name
 from ray_sink.records import MultipartUpload, Verification
@@ -53,14 +59,16 @@ class Prober:
         """Probe.
 
         Raises:
-            DestinationError: it cannot be reached, read, written or cleaned.
+            DestinationUnavailableError: it cannot be reached. Who starts anew in the middle of a run waits for it.
+            DestinationError: it cannot be read, written or cleaned.
         """
         try:
             return self._retry.call(lambda _: self._look())
         except StoreUnavailableError as error:
-            raise DestinationError(
+            raise DestinationUnavailableError(
                 f"{error}. The destination cannot be reached from where the uploader runs: check endpoint_url, its"
-                " port and scheme, ca_bundle, the network and proxies in between"
+                " port and scheme, ca_bundle, the network and proxies in between",
+                slow_down=error.slow_down,
             ) from error
         except (ObjectExistsError, DestinationError):
             raise

@@ -11,7 +11,7 @@ import pytest
 
 from ray_sink.errors import StoreUnavailableError
 from ray_sink.records import UploadOutcome
-from ray_sink.stores import obstore_objects, s3_objects
+from ray_sink.stores import obstore_objects, open_store, s3_objects
 from tests.faults.s3_bench import ENGINES, bench_at, events
 from tests.faults.s3_proxy import Request, answer
 from tests.servers import S3Server
@@ -104,6 +104,25 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(
         assert kind == "refusing" or case.proxy.partitioned >= 8
         # whoever does not answer does not keep up
         assert kind == "refusing" or any(event["slow_down"] for event in events(caplog, "upload_retried"))
+        case.check(outcomes)
+
+
+@pytest.mark.row(36)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_uploader_that_starts_anew_while_the_store_is_away_waits_for_it(
+    s3_server: S3Server, tmp_path: Path, engine: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with bench_at(s3_server, engine=engine) as bench, bench.case(tmp_path) as case:
+        tasks = [case.task(f"{number}") for number in range(3)]
+        case.store = open_store(bench.bucket.url, bench.options)  # it does not know yet what the store can do
+        outcomes: list[UploadOutcome] = []
+        case.proxy.partition("refusing")
+        with case.uploader(attempts=200) as uploader:
+            for task in tasks:
+                uploader.submit(task, outcomes.append)
+            until(lambda: bool(events(caplog, "upload_retried") or outcomes), deadline_s=60)
+            case.proxy.heal()
+        case.store.close()
         case.check(outcomes)
 
 
