@@ -45,7 +45,7 @@ class _Starting:
         writer: it, as it will be.
         node: where it was sent; None: left to Ray.
         began_s: since when its producers want one, by the monotonic clock: earlier tries may have failed.
-        late: that it is has been said.
+        late: that it is very late has been logged.
     """
 
     writer: WriterInfo
@@ -114,7 +114,7 @@ class Steward:
         self._numbers = itertools.count(1)
         self._writers: dict[str, WriterInfo] = {}
         self._starting: dict[Any, _Starting] = {}
-        self._failed: dict[str, _Starting] = {}
+        self._wanted_s: dict[str, float] = {}
         self._served_s: float | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ray_sink-steward", daemon=True)
@@ -199,8 +199,8 @@ class Steward:
             max_restarts=0,
             **options,
         )
-        before = self._failed.pop(node, None)
-        began_s = time.monotonic() if before is None else before.began_s
+        # a try that failed does not make its producers' wait shorter
+        began_s = self._wanted_s.pop(node, time.monotonic())
         self._starting[actor.ready.remote()] = _Starting(WriterInfo(name, node, actor=actor), place, began_s)
 
     def _settle_started(self, done: list[Any]) -> None:
@@ -215,7 +215,7 @@ class Steward:
             except RayError as error:
                 # died while it started: the coordinator still wants one
                 self._writers.pop(writer.name, None)
-                self._failed[writer.node] = start
+                self._wanted_s[writer.node] = start.began_s
                 _log.warning("writer.start_failed", extra={"writer": writer.name, "error": str(error)})
             else:
                 self._writers[writer.name] = replace(writer, place=place)
@@ -279,7 +279,7 @@ class Steward:
         for ref in stuck:
             start = self._starting.pop(ref)
             self._writers.pop(start.writer.name, None)
-            self._failed[start.writer.node] = start
+            self._wanted_s[start.writer.node] = start.began_s
             ray.kill(start.writer.actor)
         return bool(leaving or stuck or before != self._draining)
 

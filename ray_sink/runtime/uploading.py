@@ -5,12 +5,14 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from ray_sink.config import UploadOptions
+from ray_sink.errors import StoreError
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.keys import RESERVED
 from ray_sink.manifest import Seal, get_ready, seal
@@ -94,7 +96,8 @@ class UploaderShell:
         if index == 0:
             get_ready()  # there is nothing to upload yet; at the end everybody waits for the seal
             for upload in result(coordinator.abandoned_multiparts.remote()):
-                self._store.abort(upload)
+                with suppress(StoreError):  # before the seal it is tried once more
+                    self._store.abort(upload)
         self._service = _Service(self._info, self._options, self._store, coordinator, index)
         self._service.run()
 

@@ -148,10 +148,10 @@ class ObjectStore:
 
     def put_bytes(self, path: str, data: bytes, *, replace: bool) -> None:
         """See `Store.put_bytes`."""
-        found = self._found()
-        checksum = checksum_of([data]) if found.send_checksum else None
 
         def put(number: int) -> None:
+            found = self._found()
+            checksum = checksum_of([data]) if found.send_checksum else None
             create_only = self._create_only(path, replace=replace, honoured=found.capabilities.create_only)
             self._objects.put(path, data, metadata={}, create_only=create_only, checksum=checksum)
 

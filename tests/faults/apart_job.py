@@ -152,7 +152,12 @@ def main(argv: Sequence[str]) -> int:
                 pair.produce(10)
                 say(writers=nodes.writers())
                 new = nodes.join()
-                until(lambda: pair.produce(1) > 0 and pair.written_by(new) > 0, deadline_s=60, every_s=0.5)
+
+                def is_home() -> bool:
+                    pair.produce(1)
+                    return pair.written_by(new) > 0
+
+                until(is_home, deadline_s=60, every_s=0.5)
                 say(home=pair.written_by(new), writers=nodes.writers())
 
                 old, began_s = nodes.drain(), time.monotonic()

@@ -335,7 +335,9 @@ class Proxy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._partition != "refusing":
+        if self._partition == "refusing":
+            self._bound.close()
+        else:
             self._close()
         self._reachable.set()
 

@@ -38,11 +38,13 @@ class Chaos:
     def __init__(self, seed: int, proxy: Proxy) -> None:
         self.done: list[str] = []
         self._draw = random.Random(seed)
+        # requests come when they do: they must not shift what the seed has for the job
+        self._replies = random.Random(seed)
         self._proxy = proxy
 
     def disturb(self, exchange: Exchange) -> Reply | None:
         """One request in thirty is not answered as it should."""
-        return self._draw.choice(_REPLIES)(exchange) if self._draw.random() < 1 / 30 else None
+        return self._replies.choice(_REPLIES)(exchange) if self._replies.random() < 1 / 30 else None
 
     def lets_live(self, job: ClusterJob) -> bool:
         """One thing after another happens to it, until nothing is left to happen or it ends; False: it was killed."""

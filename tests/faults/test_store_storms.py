@@ -127,6 +127,21 @@ def test_an_uploader_that_starts_anew_while_the_store_is_away_waits_for_it(
 
 
 @pytest.mark.row(36)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_small_object_of_one_that_starts_anew_is_put_when_the_store_is_back(
+    s3_server: S3Server, tmp_path: Path, engine: str
+) -> None:
+    """It asks first what the store can do, which by itself is tried four times."""
+    with bench_at(s3_server, engine=engine) as bench, bench.case(tmp_path) as case:
+        away = case.proxy.on("ListObjectsV2", answer(503, "SlowDown"), times=5)
+        store = open_store(bench.bucket.url, bench.options)
+        store.put_bytes(f"{case.prefix}a", b"manifest", replace=False)
+        assert away.fired == 5
+        assert store.get_bytes(f"{case.prefix}a") == b"manifest"
+        store.close()
+
+
+@pytest.mark.row(36)
 def test_a_store_that_stays_away_ends_after_bounded_tries_and_a_later_try_finds_it_again(
     s3_server: S3Server, tmp_path: Path
 ) -> None:

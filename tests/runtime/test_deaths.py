@@ -20,6 +20,7 @@ from ray_sink.errors import OutputsFailed, SinkError, StagingError
 from ray_sink.records import MultipartUpload
 from ray_sink.runtime import steward
 from ray_sink.runtime.messages import WriterInfo
+from tests.faults.s3_proxy import Proxy, answer
 from tests.fields import field
 from tests.runtime.conftest import LIMITS, Run, kill, pids_of
 from tests.servers import S3Bucket
@@ -175,6 +176,26 @@ def test_uploads_in_parts_that_dead_uploaders_left_are_aborted_before_the_seal(r
     left = client.list_multipart_uploads(Bucket=s3_bucket.name).get("Uploads", ())
     assert [upload["UploadId"] for upload in left] == [theirs]
     assert torch.equal(run.manifest().load("k/large"), torch.arange(2**20))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("run", ["s3"], indirect=True)
+def test_an_upload_in_parts_that_an_uploader_may_not_abort_ends_no_run(run: Run, s3_bucket: S3Bucket) -> None:
+    begun = s3_bucket.server.client().create_multipart_upload(Bucket=s3_bucket.name, Key="runs/k/large.pt")["UploadId"]
+    with Proxy(s3_bucket.server) as proxy:
+        refused = proxy.on("AbortMultipartUpload", answer(403, "AccessDenied"), key="large.pt", times=None)
+        options = {**run.upload.storage_options, "endpoint_url": proxy.endpoint}
+        upload = replace(run.upload, storage_options=options, multipart_above_bytes=5 * 2**20)
+        with run.sink(upload=upload) as sink, sink.handle() as handle:
+            assert sink._actors is not None
+            ray.get(sink._actors.coordinator.multipart_started.remote(MultipartUpload("k/large.pt", begun)))
+            for shell in ("Coordinator", "UploaderShell"):  # the next lives find it
+                kill(shell)
+            until(lambda: refused.fired > 0, deadline_s=60)
+            refused.lift()
+            handle.write("k/large", torch.arange(2**20))
+    assert torch.equal(run.manifest().load("k/large"), torch.arange(2**20))  # type: ignore[arg-type]
+    left = s3_bucket.server.client().list_multipart_uploads(Bucket=s3_bucket.name).get("Uploads", ())
+    assert [upload["Key"] for upload in left] == []
 
 
 SCRIPT = """
