@@ -8,6 +8,7 @@ before they stage for as long as there is a file ``hold``; the folder ``held`` g
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -15,13 +16,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_sink import Limits, NodeLocal, SaveFormat, Sink, WriterOptions
 from ray_sink.formats.npy import NpyFormat
@@ -71,6 +73,18 @@ def model_of(plan: Plan, folder: Path) -> Any:
     return Model
 
 
+def in_turn(share: int) -> Callable[[], dict[str, Any]]:
+    """Where a producer goes: one after another on each node that has room for some, and elsewhere when that is gone."""
+    ids = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("producer")]
+    places = itertools.cycle(ids)
+
+    def options() -> dict[str, Any]:
+        place = NodeAffinitySchedulingStrategy(next(places), soft=True)
+        return {"num_cpus": 0.5, "resources": {"producer": share}, "scheduling_strategy": place}
+
+    return options
+
+
 def by_dataset(sink: Sink, plan: Plan, folder: Path, producers: int, share: int) -> None:
     rows = [{"id": n, "part": n % 3} for n in range(plan.outputs)]
     ds = ray.data.from_items(rows, override_num_blocks=max(1, plan.outputs // 2))
@@ -80,9 +94,7 @@ def by_dataset(sink: Sink, plan: Plan, folder: Path, producers: int, share: int)
         key="runs/part_{part}/sample_{id:04d}",  # as the plan has it
         columns="u",
         compute=ActorPoolStrategy(size=producers),
-        num_cpus=0.5,
-        resources={"producer": share},
-        scheduling_strategy="SPREAD",
+        ray_remote_args_fn=in_turn(share),
     )
 
 
@@ -111,8 +123,9 @@ class Producer:
 
 
 def by_handles(sink: Sink, plan: Plan, folder: Path, producers: int, share: int) -> None:
-    make = ray.remote(Producer).options(num_cpus=0.5, resources={"producer": share}, scheduling_strategy="SPREAD")
-    actors: list[Any] = [make.remote(sink.handle(), plan, folder) for _ in range(producers)]
+    options = in_turn(share)
+    make: Any = ray.remote(Producer)
+    actors = [make.options(**options()).remote(sink.handle(), plan, folder) for _ in range(producers)]
     shares = [list(range(n, plan.outputs, producers)) for n in range(producers)]
     done = [actor.produce.remote(share) for actor, share in zip(actors, shares, strict=True)]
     for waits in ray.get(done):
