@@ -18,13 +18,12 @@ from ray_sink.errors import SinkError, StagingError
 from ray_sink.runtime import placement
 from ray_sink.runtime.calls import result
 from ray_sink.runtime.messages import RosterWish, RunSpec, WriterInfo
+from ray_sink.runtime.starts import Starts
 from ray_sink.runtime.writing import WriterShell
 
 _log = logging.getLogger("ray_sink")
 
-_LATE_S = 15.0
-"""More than most starts take."""
-_START_S = 180.0
+_ANSWER_S = 180.0
 _AHEAD = "ahead"
 _CALLS_AT_ONCE = 4
 """Batches that one writer works on at a time: one encodes while another waits for the disk."""
@@ -35,23 +34,6 @@ _HANDOVER_S = 30.0
 """How long a writer whose node drains stays for its successor where others serve; at most half of the notice."""
 _FINISH_S = 15.0
 """What is left of the notice when one goes whose producers nobody else would serve; at most half of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Starting:
-    """A writer that is being started.
-
-    Attributes:
-        writer: it, as it will be.
-        node: where it was sent; None: left to Ray.
-        began_s: since when its producers want one, by the monotonic clock: earlier tries may have failed.
-        late: that it is very late has been logged.
-    """
-
-    writer: WriterInfo
-    node: str | None
-    began_s: float
-    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +52,6 @@ class _Notice:
 def _notice(place: str) -> _Notice:
     now, notice_s = time.monotonic(), placement.notice_s(place)
     return _Notice(now + min(_HANDOVER_S, notice_s / 2), now + max(notice_s - _FINISH_S, notice_s / 2))
-
-
-def patience_s(*, late: int, serving: int) -> float:
-    """How long producers wait for a writer that starts until those of others serve them, seconds.
-
-    Where more are late than serve, as when a large cluster starts, these few would soon have more than they can write,
-    and what they were given stays with them when the others are there.
-
-    Args:
-        late: writers that have been starting for longer than most.
-        serving: those that there are.
-    """
-    return _LATE_S if late <= serving else _START_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +82,7 @@ class Steward:
         self._leaving: dict[Any, _Leaving] = {}
         self._numbers = itertools.count(1)
         self._writers: dict[str, WriterInfo] = {}
-        self._starting: dict[Any, _Starting] = {}
-        self._wanted_s: dict[str, float] = {}
-        self._served_s: float | None = None
+        self._starts = Starts(spec.limits.storage_wait_s)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ray_sink-steward", daemon=True)
         self._thread.start()
@@ -129,7 +96,7 @@ class Steward:
         self._thread.join()
         if self._spec.node_local is not None:
             self._clear()
-        for writer in [*self._writers.values(), *(start.writer for start in self._starting.values())]:
+        for writer in [*self._writers.values(), *self._starts.writers]:
             if writer.actor is not None:
                 ray.kill(writer.actor)
         for leaving in self._leaving.values():
@@ -146,11 +113,11 @@ class Steward:
         try:
             poll = self._poll()
             while True:
-                done, _ = ray.wait([poll, *self._starting, *self._leaving], num_returns=1, timeout=1.0)
+                done, _ = ray.wait([poll, *self._starts, *self._leaving], num_returns=1, timeout=1.0)
                 self._settle_started(done)
                 self._settle_left(done)
                 if self._stop.is_set():
-                    result(poll, timeout_s=_START_S)
+                    result(poll, timeout_s=_ANSWER_S)
                     return
                 if poll in done:
                     wish: RosterWish = result(poll)
@@ -167,9 +134,7 @@ class Steward:
                 _log.error("steward.ended", extra={"run_id": self._spec.info.run_id, "error": str(error)})
 
     def _poll(self) -> Any:
-        starting: dict[str, int] = {}
-        for start in self._starting.values():
-            starting[start.writer.node] = starting.get(start.writer.node, 0) + 1
+        starting = dict(self._starts.by_node())
         return self._coordinator.sync_roster.remote(list(self._writers.values()), starting, self._draining)
 
     def _fulfil(self, wish: RosterWish) -> None:
@@ -185,8 +150,7 @@ class Steward:
                 self._start(node, cluster)
 
     def _start(self, node: str, cluster: placement.Nodes) -> None:
-        there = Counter(writer.place for writer in self._writers.values())
-        there.update(start.node for start in self._starting.values() if start.node is not None)
+        there = Counter(writer.place for writer in self._writers.values()) + self._starts.by_place()
         place = placement.node_for_writer(node, self._spec.writers, cluster, there)
         options = placement.for_writer(place, self._spec.writers, cluster)
         name = f"writer-{next(self._numbers)}"
@@ -199,74 +163,48 @@ class Steward:
             max_restarts=0,
             **options,
         )
-        # a try that failed does not make its producers' wait shorter
-        began_s = self._wanted_s.pop(node, time.monotonic())
-        self._starting[actor.ready.remote()] = _Starting(WriterInfo(name, node, actor=actor), place, began_s)
+        self._starts.begin(actor.ready.remote(), WriterInfo(name, node, actor=actor), place)
 
     def _settle_started(self, done: list[Any]) -> None:
-        for ref in [ref for ref in self._starting if ref in done]:
-            start = self._starting.pop(ref)
-            writer = start.writer
+        for ref in [ref for ref in self._starts if ref in done]:
             try:
                 place = result(ref)
             except SinkError as error:
+                writer = self._starts.end(ref)
                 ray.kill(writer.actor)
                 self._writers[writer.name] = replace(writer, actor=None, error=error)
             except RayError as error:
                 # died while it started: the coordinator still wants one
+                writer = self._starts.end(ref, failed=True)
                 self._writers.pop(writer.name, None)
-                self._wanted_s[writer.node] = start.began_s
                 _log.warning("writer.start_failed", extra={"writer": writer.name, "error": str(error)})
             else:
+                writer = self._starts.end(ref)
                 self._writers[writer.name] = replace(writer, place=place)
 
     def _settle_late(self) -> bool:
-        """What is to become of producers whose writer does not start: the cluster may have no room for it just now.
-
-        Others serve them, if there are any. Else they wait as long as for storage where there has been a writer before;
-        where there has been none, what is asked for is probably nowhere.
-
-        Returns:
-            whether others have begun to serve, or nobody will.
-        """
-        changed = False
-        now = time.monotonic()
-        serving = sum(writer.actor is not None for writer in self._writers.values())
-        if serving:
-            self._served_s = now
-        late = sum(now - start.began_s >= _LATE_S for start in self._starting.values())
-        others_s = patience_s(late=late, serving=serving)
-        for ref, start in list(self._starting.items()):
-            name, node = start.writer.name, start.writer.node
-            if serving and name not in self._writers and now - start.began_s >= others_s:
-                self._writers[name] = replace(start.writer, actor=None)
-                changed = True
-            if now - start.began_s < _START_S:
-                continue
-            if not start.late:
-                self._starting[ref] = replace(start, late=True)
-                _log.warning("writer.waiting", extra={"writer": name, "node": node, "wants": str(self._spec.writers)})
-            wait_s = _START_S
-            if self._served_s is not None:
-                wait_s = max(_START_S, self._spec.limits.storage_wait_s)
-            if now - max(start.began_s, self._served_s or 0) < wait_s:
-                continue
-            del self._starting[ref]
+        """Whether others have begun to serve producers whose writer does not start, or nobody will."""
+        due = self._starts.due(serving=sum(writer.actor is not None for writer in self._writers.values()))
+        for start in due.others:
+            self._writers[start.writer.name] = replace(start.writer, actor=None)
+        for start in due.waiting:
+            extra = {"writer": start.writer.name, "node": start.writer.node, "wants": str(self._spec.writers)}
+            _log.warning("writer.waiting", extra=extra)
+        for start in due.failed:
             ray.kill(start.writer.actor)
             failure = StagingError(
-                f"no writer could be placed for node {node} within {wait_s:.0f} s: no living node has room for what"
-                f" WriterOptions asks for ({self._spec.writers}). Ask for less, or start such a node"
+                f"no writer could be placed for node {start.writer.node} within {due.failed_s:.0f} s: no living node"
+                f" has room for what WriterOptions asks for ({self._spec.writers}). Ask for less, or start such a node"
             )
-            self._writers[name] = replace(start.writer, actor=None, error=failure)
-            changed = True
-        return changed
+            self._writers[start.writer.name] = replace(start.writer, actor=None, error=failure)
+        return bool(due.others or due.failed)
 
     def _clear_nodes(self) -> bool:
         """Take ours off nodes that drain, and what is to start off nodes that are gone; whether there was any."""
         before = self._draining
         try:
             self._draining = placement.draining()
-            if not self._draining and not self._starting:
+            if not self._draining and not self._starts:
                 return bool(before)
             cluster = placement.nodes()
         except RayError:
@@ -275,12 +213,10 @@ class Steward:
             leaving = self._leave_nodes()
         else:
             leaving = False  # nobody could take over: better to the last moment here than not at all
-        stuck = [ref for ref, s in self._starting.items() if s.node is not None and s.node not in cluster.able]
-        for ref in stuck:
-            start = self._starting.pop(ref)
-            self._writers.pop(start.writer.name, None)
-            self._wanted_s[start.writer.node] = start.began_s
-            ray.kill(start.writer.actor)
+        stuck = self._starts.off(cluster.able)
+        for writer in stuck:
+            self._writers.pop(writer.name, None)
+            ray.kill(writer.actor)
         return bool(leaving or stuck or before != self._draining)
 
     def _leave_nodes(self) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_sink.runtime import steward
+from ray_sink.runtime import starts, steward
 from tests.faults.clusters import ClusterRun
 from tests.faults.plan import Plan
 
@@ -22,6 +22,6 @@ def test_until_a_node_with_room_has_come_others_serve_or_who_drains(tmp_path: Pa
         (gone,) = job.said("gone_s")
         assert gone > steward._HANDOVER_S
         (others,) = job.said("others_s")
-        assert others < steward._LATE_S, "they are served at once"
+        assert others < starts._LATE_S, "they are served at once"
         assert job.said("alone") == [20], "it serves for longer where nobody else would"
         assert job.said("writers") == [[1, 1], [1], [1, 1], [1]]

@@ -11,7 +11,6 @@ from ray_sink.runtime.credits import LEASE_S, Budget, Credits
 from ray_sink.runtime.lease import Lease
 from ray_sink.runtime.messages import WriterInfo
 from ray_sink.runtime.roster import Roster
-from ray_sink.runtime.steward import patience_s
 from tests.waiting import until
 
 
@@ -172,12 +171,6 @@ def test_producers_whose_writer_is_long_in_coming_have_those_of_others() -> None
     mine = WriterInfo("w1", "n1", actor=object())
     roster.update([others, mine], {})
     assert roster.serving("n1") == [mine]
-
-
-def test_few_writers_are_not_given_the_producers_of_many_that_are_late() -> None:
-    soon = patience_s(late=1, serving=1)
-    assert soon == patience_s(late=3, serving=3)
-    assert patience_s(late=4, serving=3) == patience_s(late=1, serving=0) > 10 * soon
 
 
 def test_a_writer_that_is_long_in_coming_counts_once() -> None:

@@ -18,7 +18,7 @@ from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayError, 
 from ray_sink import State, WriterOptions
 from ray_sink.errors import OutputsFailed, SinkError, StagingError
 from ray_sink.records import MultipartUpload
-from ray_sink.runtime import steward
+from ray_sink.runtime import starts
 from ray_sink.runtime.messages import WriterInfo
 from tests.faults.s3_proxy import Proxy, answer
 from tests.fields import field
@@ -73,7 +73,7 @@ def test_where_no_node_has_room_for_the_only_writers_successor_producers_wait(
         handle.write("k/000", field(0, 20_000)).result(60)
         blocker = blocker_of(3)  # it gets its room when the writer is gone
         with monkeypatch.context() as patched:
-            patched.setattr(steward, "_START_S", 0.5)
+            patched.setattr(starts, "_START_S", 0.5)
             kill("WriterShell")
             ray.get(blocker.there.remote(), timeout=60)
             tickets = [handle.write(f"k/{i:03d}", field(i, 20_000)) for i in range(1, N)]
@@ -93,7 +93,7 @@ def test_for_the_only_writers_successor_they_wait_no_longer_than_for_storage(
     handle.write("k/000", field(0, 20_000)).result(60)
     blocker = blocker_of(3)
     with monkeypatch.context() as patched:
-        patched.setattr(steward, "_START_S", 0.5)
+        patched.setattr(starts, "_START_S", 0.5)
         kill("WriterShell")
         ray.get(blocker.there.remote(), timeout=60)
         ticket = handle.write("k/001", field(1, 20_000))
