@@ -30,7 +30,7 @@ def has_ours(node: Node) -> bool:
 
 
 def test_a_whole_job_with_a_writer_on_each_node_that_has_producers(nodes: Nodes, run_of: RunMaker) -> None:
-    run = run_of(Plan(outputs=120, elements=20_000))
+    run = run_of(Plan(outputs=240, elements=20_000))
     run.pace(2)
     with run.start() as job, Reader(run.checker):
         run.computes_on(*nodes.of(PRODUCER))
@@ -41,7 +41,7 @@ def test_a_whole_job_with_a_writer_on_each_node_that_has_producers(nodes: Nodes,
 
 
 def test_a_node_is_killed(nodes: Nodes, run_of: RunMaker) -> None:
-    run = run_of(Plan(outputs=120, elements=20_000))
+    run = run_of(Plan(outputs=240, elements=20_000))
     run.pace(2)
     with run.start() as job, Reader(run.checker):
         run.computes_on(*nodes.of(PRODUCER))
@@ -57,7 +57,7 @@ def test_a_node_is_killed(nodes: Nodes, run_of: RunMaker) -> None:
 
 
 def test_a_node_is_killed_with_its_disk_and_no_other_has_one_in_common(nodes: Nodes, run_of: RunMaker) -> None:
-    run = run_of(Plan(outputs=120, elements=20_000), "--node-local")
+    run = run_of(Plan(outputs=240, elements=20_000), "--node-local")
     run.pace(2)
     with run.start() as job, Reader(run.checker):
         run.computes_on(*nodes.of(PRODUCER))

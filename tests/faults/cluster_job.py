@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ import ray.data
 from ray.cluster_utils import Cluster
 from ray.data import ActorPoolStrategy
 
-from ray_sink import Limits, NodeLocal, SaveFormat, Sink, WriterOptions
+from ray_sink import Limits, NodeLocal, SaveFormat, Sink, UploadOptions, WriterOptions
+from ray_sink.config import MiB
 from ray_sink.errors import SinkError
 from tests.faults import gcs
 from tests.faults.plan import Plan
@@ -33,7 +35,7 @@ from tests.waiting import until
 _STORE_BYTES = 150 * 2**20
 _NOTICE_S = 60
 """From the announcement that a node will go to its going, at most."""
-
+_TIGHT = Limits(object_store_bytes=MiB, inflight_outputs=4, temp_bytes=MiB, staging_bytes=MiB)
 
 _SAYING = threading.Lock()
 
@@ -216,7 +218,11 @@ def main(argv: Sequence[str]) -> int:
     add("--nodes", type=int, default=1)
     add("--actors", type=int, default=1)
     add("--per-node", type=int, default=1)
-    add("--node-local", action="store_true", help="staging is a folder on each node's own disk")
+    add("--node-local", action="store_true", help="staging is a folder on each node's own disk, which acks uploads")
+    add("--ack", choices=["staged", "uploaded"], default="staged")
+    add("--tight", action="store_true", help="the smallest budgets there are")
+    add("--engine", choices=["obstore", "fsspec"], default="obstore")
+    add("--uploaders", type=int, default=1)
     add("--calls", type=Path, help="file that gets a line for each call of the model")
     arguments = parser.parse_args(argv)
     plan = Plan(outputs=arguments.outputs, elements=arguments.elements)
@@ -226,11 +232,12 @@ def main(argv: Sequence[str]) -> int:
         sink = Sink(
             arguments.dest,
             staging=NodeLocal(arguments.staging) if arguments.node_local else arguments.staging,
-            ack="uploaded" if arguments.node_local else "staged",
+            ack="uploaded" if arguments.node_local else arguments.ack,
             run_id="run-1",
             save_format=SaveFormat.NUMPY_NPY,
             writers=WriterOptions(per_node=arguments.per_node),
-            limits=Limits(takeover_s=3.0, drain_s=5.0),
+            upload=UploadOptions(engine=arguments.engine, uploaders=arguments.uploaders),
+            limits=replace(_TIGHT if arguments.tight else Limits(), takeover_s=3.0, drain_s=5.0),
         )
         work = by_dataset if arguments.work == "dataset" else by_handle
         return followed(sink, lambda: work(sink, plan, arguments))

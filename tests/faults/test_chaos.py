@@ -1,4 +1,8 @@
-"""What the other tests do one at a time, at moments and in an order that nobody has thought of."""
+"""What the other tests do one at a time, at moments and in an order that nobody has thought of.
+
+A seed has the run's options, too. There are three seeds for each kind of staging; with ``CHAOS=10-30`` in the
+environment it is these, for who has an evening.
+"""
 
 from __future__ import annotations
 
@@ -110,14 +114,28 @@ def _signal(pids: Sequence[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
+def _seeds() -> range:
+    first, _, last = os.environ.get("CHAOS", "0-2").partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def _options(seed: int, *, node_local: bool) -> list[object]:
+    draw = random.Random(f"options {seed}")
+    options: list[object] = ["--per-node", draw.choice((1, 1, 2)), "--uploaders", draw.choice((1, 1, 2))]
+    options += ["--engine", draw.choice(("obstore", "obstore", "fsspec"))]
+    options += ["--node-local"] if node_local else ["--ack", draw.choice(("staged", "uploaded"))]
+    return options + ["--tight"] * draw.choice((0, 1))
+
+
 @pytest.mark.row(44)
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("arguments", [(), ("--node-local",)], ids=["shared", "node-local"])
+@pytest.mark.parametrize("seed", _seeds())
+@pytest.mark.parametrize("node_local", [False, True], ids=["shared", "node-local"])
 def test_whatever_happens_in_whatever_order(
-    tmp_path: Path, s3_bucket: S3Bucket, arguments: tuple[str, ...], seed: int
+    tmp_path: Path, s3_bucket: S3Bucket, seed: int, *, node_local: bool
 ) -> None:
     plan = Plan(outputs=300, elements=(500, 20_000, 100_000)[seed % 3])
-    run = ClusterRun(tmp_path, plan, "--nodes", 2, "--actors", 2, *arguments, bucket=s3_bucket)
+    options = _options(seed, node_local=node_local)
+    run = ClusterRun(tmp_path, plan, "--nodes", 2, "--actors", 2, *options, bucket=s3_bucket)
     with Proxy(s3_bucket.server) as proxy, Reader(run.checker):
         chaos = Chaos(seed, proxy)
         proxy.on("", chaos.disturb, times=None)
@@ -129,4 +147,4 @@ def test_whatever_happens_in_whatever_order(
                         return
                 run.checker.unfinished()
         finally:
-            print("; ".join(chaos.done))
+            print(*options, "; ".join(chaos.done))
