@@ -27,7 +27,7 @@ QUESTIONS: Final = {
     "B7": "memory",
     "B8": "length",
 }
-BY_NAME: Final = {"gpu": "gpu_overlap", "scale": "scale"}
+BY_NAME: Final = {"gpu": "gpu_overlap", "scale": "scale", "width": "width"}
 KNOWN: Final = QUESTIONS | BY_NAME
 TURNS_AMONG_ALL: Final = {"B3": 3, "B6": 1}
 

@@ -79,7 +79,7 @@ def synthesize(root: Path, outputs: int) -> list[float]:
     for tenth in range(10):
         began_s = time.process_time()
         for numbers in batches(outputs, tenth):
-            winners = [d.winner for d in ledger.decide([_attempt(ledger.term, n, chance) for n in numbers])]
+            winners = [d.winner for d in ledger.decide([attempt_of(ledger.term, n, chance) for n in numbers])]
             ledger.published([(winner.key, winner.attempt) for winner in winners if winner is not None])
             tasks = ledger.take_uploads(0, max_outputs=BATCH, max_bytes=_ALL)
             freed = ledger.uploaded([UploadOutcome(t.key, t.attempt, Verification.VERIFIED) for t in tasks])
@@ -89,9 +89,9 @@ def synthesize(root: Path, outputs: int) -> list[float]:
     return spent
 
 
-def _attempt(term: str, number: int, chance: random.Random) -> Proposal:
+def attempt_of(term: str, number: int, chance: random.Random, n_bytes: int = 4224) -> Proposal:
     key, attempt = key_of(number), f"{chance.getrandbits(128):032x}"
-    file = FileRecord(f"{key}.npy", 4224, f"crc64nvme:{chance.getrandbits(64):016x}")
+    file = FileRecord(f"{key}.npy", n_bytes, f"crc64nvme:{chance.getrandbits(64):016x}")
     return Proposal(key, attempt, (TempFile(f"{term}/{attempt}.0", file),), f"d/{number}")
 
 
