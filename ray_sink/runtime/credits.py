@@ -24,16 +24,21 @@ class Budget:
 
     Attributes:
         limit_bytes: the budget.
-        leases: bytes by holder.
+        held_bytes: what all holders have together.
     """
 
     limit_bytes: int
-    leases: dict[str, int] = field(default_factory=dict)
+    held_bytes: int = 0
+    _leases: dict[str, int] = field(default_factory=dict)
 
     @property
     def free_bytes(self) -> int:
         """What is left; negative while an oversized item is under way."""
-        return self.limit_bytes - sum(self.leases.values())
+        return self.limit_bytes - self.held_bytes
+
+    def held_by(self, holder: str) -> int:
+        """What this one has."""
+        return self._leases.get(holder, 0)
 
     def lease(self, holder: str, need_bytes: int, *, want_bytes: int = 0) -> int:
         """Lease `need_bytes`, and up to `want_bytes` if that leaves half of the budget free.
@@ -42,19 +47,17 @@ class Budget:
             Bytes granted; 0 if there is no room now.
         """
         free = self.free_bytes
-        alone = not any(held for name, held in self.leases.items() if name != holder)
-        if need_bytes > free and not (alone and not self.leases.get(holder)):
+        if need_bytes > free and self.held_bytes:
             return 0
         granted = max(need_bytes, min(want_bytes, free - self.limit_bytes // 2))
-        self.leases[holder] = self.leases.get(holder, 0) + granted
+        self.set(holder, self.held_by(holder) + granted)
         return granted
 
     def set(self, holder: str, held_bytes: int) -> None:
         """What a holder says it holds; the truth after a restart."""
+        self.held_bytes += held_bytes - self._leases.pop(holder, 0)
         if held_bytes:
-            self.leases[holder] = held_bytes
-        else:
-            self.leases.pop(holder, None)
+            self._leases[holder] = held_bytes
 
 
 class Credits:
@@ -69,7 +72,8 @@ class Credits:
         self._limit_of = limit_of
         self._clock = clock
         self._budgets: dict[str, Budget] = {}
-        self._heard: dict[str, tuple[str, float]] = {}
+        self._heard: dict[str, dict[str, float]] = {}
+        self._held_bytes = 0
         self._granted: dict[str, int] = {}
         self._starving: set[str] = set()
 
@@ -84,10 +88,7 @@ class Credits:
         """
         total = self._granted[name] = max(self._granted.get(name, 0), granted_bytes)
         held = held_bytes + total - granted_bytes
-        self._budget(node).set(name, held)
-        self._heard[name] = (node, self._clock())
-        if not held:
-            self._heard.pop(name)
+        self._set(node, name, held)
 
     def asked(self, name: str, node: str, held_bytes: int, granted_bytes: int) -> None:
         """As `said`, by a producer that asks for more: a grant that it does not know of was lost on the way."""
@@ -102,7 +103,11 @@ class Credits:
         """Bytes granted, at least `need_bytes`; 0 if there is no room now."""
         self._expire(node)
         granted = self._budget(node).lease(name, need_bytes, want_bytes=max(4 * need_bytes, _LEASE_BYTES))
-        self._granted[name] = self._granted.get(name, 0) + granted
+        if granted:
+            self._held_bytes += granted
+            # it may be gone before it says that it has it
+            self._heard.setdefault(node, {})[name] = self._clock()
+            self._granted[name] = self._granted.get(name, 0) + granted
         return granted
 
     @contextmanager
@@ -117,7 +122,7 @@ class Credits:
     @property
     def held_bytes(self) -> int:
         """Room that producers hold, on all nodes."""
-        return sum(sum(budget.leases.values()) for budget in self._budgets.values())
+        return self._held_bytes
 
     @property
     def anyone_starves(self) -> bool:
@@ -129,9 +134,18 @@ class Credits:
             self._budgets[node] = Budget(self._limit_of(node))
         return self._budgets[node]
 
+    def _set(self, node: str, name: str, held_bytes: int) -> None:
+        budget, heard = self._budget(node), self._heard.setdefault(node, {})
+        before_bytes = budget.held_bytes
+        budget.set(name, held_bytes)
+        self._held_bytes += budget.held_bytes - before_bytes
+        if held_bytes:
+            heard[name] = self._clock()
+        else:
+            heard.pop(name, None)
+
     def _expire(self, node: str) -> None:
         now = self._clock()
-        for name, (where, heard) in list(self._heard.items()):
-            if where == node and now - heard > LEASE_S:
-                self._budget(node).set(name, 0)
-                del self._heard[name]
+        for name, heard in list(self._heard.get(node, {}).items()):
+            if now - heard > LEASE_S:
+                self._set(node, name, 0)

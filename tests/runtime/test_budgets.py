@@ -65,7 +65,7 @@ def test_a_lease_gives_up_what_lies_idle_before_it_asks() -> None:
     lease.take(1, 60)
     lease.free_bytes(60)
     lease.take(1, 500)  # above the whole budget: held bytes in the way would stop it for ever
-    assert budget.leases == {"me": 500}
+    assert (budget.held_by("me"), budget.held_bytes) == (500, 500)
 
 
 def test_too_many_outputs_wait_for_a_receipt() -> None:
@@ -205,6 +205,19 @@ def test_a_node_that_has_drained_wants_no_writer() -> None:
     roster.update([], {"n1": 1}, frozenset({"n1"}))
     roster.update([], {}, frozenset())
     assert not roster.wish()
+
+
+def test_what_was_granted_to_one_that_never_spoke_again_is_given_to_others_after_a_while() -> None:
+    now = 0.0
+    credits_ = Credits(lambda node: 100, clock=lambda: now)
+    credits_.asked("gone", "node", 0, 0)
+    assert credits_.lease("gone", "node", 90) == 90
+    credits_.asked("waiting", "node", 0, 0)
+    now = LEASE_S
+    assert credits_.lease("waiting", "node", 50) == 0
+    now += 1
+    assert credits_.lease("waiting", "node", 50) == 50
+    assert credits_.held_bytes == 50
 
 
 def test_what_a_silent_producer_held_is_given_to_others_after_a_while() -> None:
