@@ -106,14 +106,14 @@ class _Run:
         while True:
             done = await batches.get()
             number = next(self._numbers)
-            while not await coordinator.reserve(f"{number}.0", BATCH_BYTES):
+            while not await coordinator.reserve("writer", f"{number}.0", BATCH_BYTES):
                 continue
             term = await coordinator.ready()
             rows = range(number * ROWS, (number + 1) * ROWS)
             proposals = [attempt_of(term, row, self._chance, BATCH_BYTES // ROWS) for row in rows]
             decisions = await coordinator.decide(proposals)
             await coordinator.published([(d.winner.key, d.winner.attempt) for d in decisions if d.winner is not None])
-            await coordinator.batch_done(f"{number}.0", measures, ProducerMeasures("producer"))
+            await coordinator.batch_done("writer", f"{number}.0", measures, ProducerMeasures("producer"))
             done.set()
 
     async def _upload(self, batches: int) -> None:

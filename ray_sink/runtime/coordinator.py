@@ -39,12 +39,14 @@ from ray_sink.records import (
     Verification,
 )
 from ray_sink.runtime import placement
-from ray_sink.runtime.credits import Budget, Credits
+from ray_sink.runtime.changes import Changes
+from ray_sink.runtime.credits import Credits
 from ray_sink.runtime.destination import Destination
 from ray_sink.runtime.ledger_thread import LedgerThread
-from ray_sink.runtime.messages import RosterWish, RunSpec, WriterInfo
+from ray_sink.runtime.messages import RosterNews, RosterWish, RunSpec, WriterInfo
 from ray_sink.runtime.roster import Roster
 from ray_sink.runtime.sources import Sources
+from ray_sink.runtime.staging_room import StagingRoom
 from ray_sink.runtime.together import Together
 from ray_sink.runtime.waits import Waits
 from ray_sink.staging import Staging
@@ -55,6 +57,11 @@ _T = TypeVar("_T")
 _POLL_S = 10.0
 
 _FAILURES_TOLD = 20
+
+# what is waited for; producers wait for room on their node by its id
+_ROSTER = "the roster"
+_ROOM = "room in staging"
+_UPLOADS = "uploads"
 
 
 class Coordinator:
@@ -93,7 +100,7 @@ class Coordinator:
             # said to everyone who asks; a constructor that raises would be restarted for ever
             self._failed = error if isinstance(error, SinkError) else StagingError(f"no journal: {error}")
         self._roster = Roster(spec.writers.per_node)
-        self._changed = asyncio.Condition()
+        self._changes = Changes()
         self._uploads = Waits()
         self._deciding = Together(self._decide)
         self._committing = Together(self._commit)
@@ -101,7 +108,7 @@ class Coordinator:
         self._store_bytes = dict(store_bytes)
         self._credits = Credits(lambda node: most or self._store_bytes.get(node, 2**30) // 5, clock=time.monotonic)
         self._gathered = Gathered()
-        self._staging_room = Budget(spec.limits.staging_bytes)
+        self._staging_room = StagingRoom(spec.limits.staging_bytes)
         self._closing = False
         self._sources = Sources()
 
@@ -127,23 +134,10 @@ class Coordinator:
         except StagingError as error:
             if is_silence(error):
                 self._failed = self._failed or error
-                await self._notify()
+                self._changes.tell_all()
             raise
         except OSError:
             os._exit(70)
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
-
-    async def _until(self, met: Callable[[], bool], timeout_s: float | None) -> bool:
-        """Wait until `met`, looked at whenever anything changes."""
-        async with self._changed:
-            try:
-                await asyncio.wait_for(self._changed.wait_for(met), timeout_s)
-            except TimeoutError:
-                return False
-        return True
 
     async def ready(self) -> str:
         """The term.
@@ -155,13 +149,12 @@ class Coordinator:
 
     # -- roster ------------------------------------------------------------------------------------------------------
 
-    async def sync_roster(
-        self, writers: Sequence[WriterInfo], starting: Mapping[str, int], draining: frozenset[str]
-    ) -> RosterWish:
-        """The driver says which writers it has and is starting and which nodes drain; waits a while for what to do."""
-        self._roster.update(writers, starting, draining)
-        await self._notify()
-        await self._until(lambda: bool(self._roster.wish()) or self._closing, _POLL_S)
+    async def sync_roster(self, news: RosterNews) -> RosterWish:
+        """The driver says which writers there are, and learns what to do, if there is nothing after a while."""
+        self._roster.update(news.writers, news.starting, news.draining, news.gone)
+        self._staging_room.keep({writer.name for writer in news.writers} | news.leaving)
+        self._changes.tell(_ROSTER, _ROOM)
+        await self._changes.until(_ROSTER, lambda: bool(self._roster.wish()) or self._closing, _POLL_S)
         return self._roster.wish()
 
     async def writers(self, node: str, dead: str | None = None) -> list[WriterInfo]:
@@ -170,9 +163,9 @@ class Coordinator:
         if dead is not None:
             self._roster.fail(dead)
         self._roster.want(node)
-        await self._notify()
+        self._changes.tell(_ROSTER)
         while not self._roster.serving(node):
-            await self._until(lambda: bool(self._roster.serving(node)), _POLL_S)
+            await self._changes.until(_ROSTER, lambda: bool(self._roster.serving(node)), _POLL_S)
         return self._roster.serving(node)
 
     # -- producers ---------------------------------------------------------------------------------------------------
@@ -185,6 +178,7 @@ class Coordinator:
     async def set_aside(self, failures: Mapping[str, str]) -> bool:
         """Outputs that failed; whether the run may go on without them."""
         await self._on_ledger(self._book().failed, failures)
+        self._changes.tell(_ROOM, _UPLOADS)
         status = await self.status()
         return len(status.failures) <= self._spec.limits.max_failures
 
@@ -193,7 +187,7 @@ class Coordinator:
         await self._on_ledger(self._book().producer_closed, measures.name, measures.accepted, failures)
         self._gathered.producer(measures)
         self._credits.left(measures.name, node)
-        await self._notify()
+        self._changes.tell(node, _ROOM, _UPLOADS)
 
     async def acquire(self, name: str, node: str, held_bytes: int, granted_bytes: int, need_bytes: int) -> int:
         """Lease room in a node's object store to a producer; waits until there is some.
@@ -219,7 +213,7 @@ class Coordinator:
 
         if not try_it():
             with self._credits.starves(name):
-                await self._until(try_it, _POLL_S)
+                await self._changes.until(node, try_it, _POLL_S)
         self._gathered.holds(in_flight_bytes=self._credits.held_bytes)
         return granted
 
@@ -233,11 +227,11 @@ class Coordinator:
         await self._learn(node)
         self._credits.said(measures.name, node, held_bytes, granted_bytes)
         self._gathered.producer(measures)
-        await self._notify()
+        self._changes.tell(node)
 
     # -- writers -----------------------------------------------------------------------------------------------------
 
-    async def reserve(self, batch: str, n_bytes: int) -> bool:
+    async def reserve(self, writer: str, batch: str, n_bytes: int) -> bool:
         """Reserve room in staging for a batch of a writer's; False after a while without room: ask again.
 
         Raises:
@@ -245,13 +239,13 @@ class Coordinator:
         """
         if not self._frees_staging():
             return True
+        room = self._staging_room
 
         def try_it() -> bool:
-            self._staging_room.set("", self._book().staged_bytes)
-            self._staging_room.leases.pop(batch, None)
-            return bool(self._failing()) or self._staging_room.lease(batch, max(1, n_bytes)) > 0
+            staged_bytes = self._book().staged_bytes
+            return bool(self._failing()) or room.reserve(writer, batch, n_bytes, staged_bytes=staged_bytes)
 
-        done = await self._until(try_it, _POLL_S)
+        done = await self._changes.until(_ROOM, try_it, _POLL_S, place=room.place(writer, batch))
         if failures := self._failing():
             raise OutputsFailed.of(failures)
         return done
@@ -285,7 +279,7 @@ class Coordinator:
         """
         self._gathered.uploader(measures)
         decisions = await self._committing(uploads)
-        await self._notify()
+        self._changes.tell(_UPLOADS)
         return decisions
 
     async def _commit(self, uploads: Sequence[tuple[Proposal, Verification]]) -> list[Decision]:
@@ -294,22 +288,23 @@ class Coordinator:
     async def published(self, attempts: Sequence[tuple[str, str]]) -> list[FileRecord]:
         """A writer has published decided attempts; see `Ledger.published`."""
         late = await self._on_ledger(self._book().published, attempts)
-        await self._notify()
+        self._changes.tell(_UPLOADS)
         return late
 
-    async def batch_done(self, batch: str, writer: WriterMeasures, producer: ProducerMeasures) -> bool:
+    async def batch_done(self, writer: str, batch: str, measures: WriterMeasures, producer: ProducerMeasures) -> bool:
         """A writer needs a batch's reserved room no more; whether producers wait for credit.
 
         Args:
-            batch: the one of `reserve`.
-            writer: what the writer has counted.
+            writer: as in `reserve`.
+            batch: as in `reserve`.
+            measures: what the writer has counted.
             producer: what the batch's producer had counted when it sent it.
         """
-        self._gathered.writer(writer)
+        self._gathered.writer(measures)
         self._gathered.producer(producer)
         self._gathered.holds(staged_bytes=self._ledger.staged_bytes if self._ledger is not None else 0)
-        self._staging_room.set(batch, 0)
-        await self._notify()
+        self._staging_room.done(writer, batch)
+        self._changes.tell(_ROOM)
         return self._credits.anyone_starves
 
     async def receipts_of(self, keys: Sequence[str]) -> list[Receipt | None]:
@@ -346,7 +341,9 @@ class Coordinator:
         self, uploader: int, holding: frozenset[str], max_outputs: int, max_bytes: int
     ) -> list[UploadTask] | None:
         """Published outputs for an uploader; waits a while for some. None: the run ends, and so may the uploader."""
-        await self._until(lambda: self._closing or self._book().has_uploads(uploader, holding), _POLL_S)
+        await self._changes.until(
+            _UPLOADS, lambda: self._closing or self._book().has_uploads(uploader, holding), _POLL_S
+        )
         if self._closing:
             return None
         ledger = self._book()
@@ -362,16 +359,16 @@ class Coordinator:
         ledger = self._book()
         if self._frees_staging():
             # before the ledger lets go of them
-            self._staging_room.set(f"freed by {uploader}", ledger.bytes_of(outcome.key for outcome in outcomes))
+            self._staging_room.frees(uploader, ledger.bytes_of(outcome.key for outcome in outcomes))
         files = await self._on_ledger(ledger.uploaded, outcomes)
         self._uploads.met(outcome.key for outcome in outcomes if self._is_settled(outcome.key))
-        await self._notify()
+        self._changes.tell(_UPLOADS, _ROOM)
         return files
 
     async def freed(self, uploader: int) -> None:
         """An uploader has freed what it was told to."""
-        self._staging_room.set(f"freed by {uploader}", 0)
-        await self._notify()
+        self._staging_room.frees(uploader, 0)
+        self._changes.tell(_ROOM)
 
     async def multipart_started(self, upload: MultipartUpload) -> None:
         """Journal a multipart upload before its first part."""
@@ -448,7 +445,7 @@ class Coordinator:
         self._failed = RunFencedError(by)
         if self._ledger is not None:
             self._ledger.fence(by)
-        await self._notify()
+        self._changes.tell_all()
 
     async def drain(self, timeout_s: float | None) -> RunStatus:
         """Publish what writers left decided, then wait until all is uploaded, something failed, or the time is up.
@@ -460,9 +457,11 @@ class Coordinator:
             await self._on_ledger(ledger.closing)
         await self._on_ledger(ledger.publish_rest)
         self._uploads.met(ledger.failures)
-        await self._notify()
+        self._changes.tell(_UPLOADS, _ROOM)
         if self._spec.info.dest is not None:
-            await self._until(lambda: not ledger.has_unfinished_uploads() or self._failed is not None, timeout_s)
+            await self._changes.until(
+                _UPLOADS, lambda: not ledger.has_unfinished_uploads() or self._failed is not None, timeout_s
+            )
         return await self.status()
 
     async def receipts(self) -> list[Receipt]:
@@ -477,7 +476,7 @@ class Coordinator:
             StagingError: something could not be removed. Nothing is lost by it.
         """
         self._closing = True
-        await self._notify()
+        self._changes.tell_all()
         if self._ledger is not None:
             await self._on_ledger(self._ledger.close)
             if sweep:

@@ -59,6 +59,25 @@ class WriterInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RosterNews:
+    """What the driver says about the writers.
+
+    Attributes:
+        writers: those that producers may have, and those that there will not be.
+        starting: how many are being started, by the node whose producers they will serve.
+        leaving: names of those that get nothing more and finish what they have.
+        draining: ids of the nodes that drain.
+        gone: ids of nodes that a writer was wanted for and that are not there any more.
+    """
+
+    writers: tuple[WriterInfo, ...]
+    starting: Mapping[str, int]
+    leaving: frozenset[str] = frozenset()
+    draining: frozenset[str] = frozenset()
+    gone: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class RosterWish:
     """What the coordinator wants of the driver.
 

@@ -18,13 +18,18 @@ class Roster:
     def __init__(self, per_node: int) -> None:
         self._per_node = per_node
         self._writers: dict[str, WriterInfo] = {}
+        self._of: dict[str, list[WriterInfo]] = {}
         self._starting: Counter[str] = Counter()
         self._wanted: set[str] = set()
         self._failed: set[str] = set()
         self._draining: frozenset[str] = frozenset()
 
     def update(
-        self, writers: Iterable[WriterInfo], starting: Mapping[str, int], draining: frozenset[str] = frozenset()
+        self,
+        writers: Iterable[WriterInfo],
+        starting: Mapping[str, int],
+        draining: frozenset[str] = frozenset(),
+        gone: frozenset[str] = frozenset(),
     ) -> None:
         """Take in all writers that the driver has.
 
@@ -32,12 +37,14 @@ class Roster:
             writers: they; not those that were told to leave.
             starting: how many it is starting for each node.
             draining: nodes that drain. Producers there have what others have, and get a writer if nobody has one.
+            gone: nodes that are not there any more. They get none, but if a producer there asks again.
         """
-        self._wanted -= self._draining - draining  # they are gone
+        self._wanted -= gone | (self._draining - draining)
         self._draining = draining
         self._writers = {writer.name: writer for writer in writers}
         self._starting = Counter(starting)
         self._failed &= self._writers.keys()
+        self._look()
 
     def want(self, node: str) -> None:
         """A producer appeared on `node`."""
@@ -47,6 +54,13 @@ class Roster:
         """A producer found this writer dead."""
         if name in self._writers:
             self._failed.add(name)
+            self._look()
+
+    def _look(self) -> None:
+        """Many ask who serves them, whenever something has changed."""
+        self._of = {}
+        for writer in self._living():
+            self._of.setdefault(writer.node, []).append(writer)
 
     def wish(self) -> RosterWish:
         """What the driver should do."""
@@ -68,10 +82,9 @@ class Roster:
         Raises:
             SinkError: why there is none and will be none.
         """
-        living = self._living()
-        found = [w for w in living if w.node == node]
+        found = self._of.get(node, [])
         if (node in self._draining or any(map(_is_awaited, found))) and not any(_stays(w) for w in found):
-            found = [w for w in living if w.actor is not None] or found
+            found = [w for w in self._living() if w.actor is not None] or found
         able = [w for w in found if w.actor is not None]
         errors = [w.error for w in found if w.error is not None]
         if errors and not able:

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray_sink.errors import SinkError, StagingError
 from ray_sink.runtime import placement
 from ray_sink.runtime.calls import result
-from ray_sink.runtime.messages import RosterWish, RunSpec, WriterInfo
+from ray_sink.runtime.messages import RosterNews, RosterWish, RunSpec, WriterInfo
 from ray_sink.runtime.starts import Starts
 from ray_sink.runtime.writing import WriterShell
 
@@ -25,6 +25,7 @@ _log = logging.getLogger("ray_sink")
 
 _ANSWER_S = 180.0
 _AHEAD = "ahead"
+_LIFE = "life"
 _CALLS_AT_ONCE = 4
 """Batches that one writer works on at a time: one encodes while another waits for the disk."""
 _UPLOADING_CALLS = 16
@@ -56,8 +57,15 @@ def _notice(place: str) -> _Notice:
 
 @dataclass(frozen=True, slots=True)
 class _Leaving:
+    """Who finishes what it has.
+
+    Attributes:
+        actor: it.
+        writer: its name, if it is one; an uploader is started anew.
+    """
+
     actor: Any
-    restarts: bool
+    writer: str | None = None
 
 
 class Steward:
@@ -78,10 +86,12 @@ class Steward:
         self._uploaders = uploaders
         self._draining: frozenset[str] = frozenset()
         self._left: frozenset[str] = frozenset()
+        self._gone: frozenset[str] = frozenset()
         self._notices: dict[str, _Notice] = {}
         self._leaving: dict[Any, _Leaving] = {}
         self._numbers = itertools.count(1)
         self._writers: dict[str, WriterInfo] = {}
+        self._lives: dict[Any, str] = {}
         self._starts = Starts(spec.limits.storage_wait_s)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ray_sink-steward", daemon=True)
@@ -100,7 +110,7 @@ class Steward:
             if writer.actor is not None:
                 ray.kill(writer.actor)
         for leaving in self._leaving.values():
-            if not leaving.restarts:
+            if leaving.writer is not None:
                 ray.kill(leaving.actor)
 
     def _clear(self) -> None:
@@ -113,9 +123,10 @@ class Steward:
         try:
             poll = self._poll()
             while True:
-                done, _ = ray.wait([poll, *self._starts, *self._leaving], num_returns=1, timeout=1.0)
+                done, _ = ray.wait([poll, *self._starts, *self._leaving, *self._lives], num_returns=1, timeout=1.0)
                 self._settle_started(done)
                 self._settle_left(done)
+                self._settle_dead(done)
                 if self._stop.is_set():
                     result(poll, timeout_s=_ANSWER_S)
                     return
@@ -134,20 +145,32 @@ class Steward:
                 _log.error("steward.ended", extra={"run_id": self._spec.info.run_id, "error": str(error)})
 
     def _poll(self) -> Any:
-        starting = dict(self._starts.by_node())
-        return self._coordinator.sync_roster.remote(list(self._writers.values()), starting, self._draining)
+        leaving = frozenset(leaving.writer for leaving in self._leaving.values() if leaving.writer is not None)
+        writers, starting = tuple(self._writers.values()), self._starts.by_node()
+        news = RosterNews(writers, starting, leaving=leaving, draining=self._draining, gone=self._gone)
+        return self._coordinator.sync_roster.remote(news)
 
     def _fulfil(self, wish: RosterWish) -> None:
         for name in wish.failed:
-            gone = self._writers.pop(name, None)
-            self._notices.pop(name, None)
-            if gone is not None:
-                # one that only seemed dead must not linger; all that it can still do is harmless
-                ray.kill(gone.actor)
-        cluster = placement.nodes()
+            if name in self._writers:
+                self._bury(name)
+        try:
+            cluster = placement.nodes()
+        except RayError:
+            self._stop.wait(1.0)  # the head is away for a while, and what is wished now will be wished again
+            return
+        # producers there are gone, too: one that is not asks again
+        self._gone = frozenset(wish.missing) - cluster.alive
         for node, count in wish.missing.items():
-            for _ in range(count):
+            for _ in range(0 if node in self._gone else count):
                 self._start(node, cluster)
+
+    def _bury(self, name: str) -> None:
+        writer = self._writers.pop(name)
+        self._notices.pop(name, None)
+        if writer.actor is not None:
+            # one that only seemed dead must not linger; all that it can still do is harmless
+            ray.kill(writer.actor)
 
     def _start(self, node: str, cluster: placement.Nodes) -> None:
         there = Counter(writer.place for writer in self._writers.values()) + self._starts.by_place()
@@ -156,10 +179,11 @@ class Steward:
         name = f"writer-{next(self._numbers)}"
         actor = placement.spawn(
             WriterShell,
+            name,
             self._spec,
             self._coordinator,
             max_concurrency=_UPLOADING_CALLS if self._spec.node_local is not None else _CALLS_AT_ONCE,
-            groups={_AHEAD: 1},
+            groups={_AHEAD: 1, _LIFE: 1},
             max_restarts=0,
             **options,
         )
@@ -181,6 +205,15 @@ class Steward:
             else:
                 writer = self._starts.end(ref)
                 self._writers[writer.name] = replace(writer, place=place)
+                self._lives[writer.actor.live.options(concurrency_group=_LIFE).remote()] = writer.name
+
+    def _settle_dead(self, done: list[Any]) -> None:
+        """A writer that died is replaced and has nothing reserved any more, whether or not a producer finds it dead."""
+        for ref in [ref for ref in self._lives if ref in done]:
+            name = self._lives.pop(ref)
+            if name in self._writers:
+                _log.warning("writer.died", extra={"writer": name, "node": self._writers[name].node})
+                self._bury(name)
 
     def _settle_late(self) -> bool:
         """Whether others have begun to serve producers whose writer does not start, or nobody will."""
@@ -232,12 +265,12 @@ class Steward:
             if self._may_go(writer):
                 del self._writers[name], self._notices[name]
                 writer.actor.leave.options(concurrency_group=_AHEAD).remote()
-                self._leaving[writer.actor.finish.remote()] = _Leaving(writer.actor, restarts=False)
+                self._leaving[writer.actor.finish.remote()] = _Leaving(writer.actor, name)
                 changed = True
         if self._draining - self._left:
             for uploader in self._uploaders:
                 left = uploader.leave.options(max_task_retries=0).remote(self._draining)
-                self._leaving[left] = _Leaving(uploader, restarts=True)
+                self._leaving[left] = _Leaving(uploader)
         self._left = self._draining
         return changed
 
@@ -254,8 +287,8 @@ class Steward:
             leaving = self._leaving.pop(ref)
             try:
                 if result(ref) is not False:
-                    if self._spec.node_local is not None and not leaving.restarts:
+                    if self._spec.node_local is not None and leaving.writer is not None:
                         result(leaving.actor.clear.remote(), timeout_s=_CLEAR_S)
-                    ray.kill(leaving.actor, no_restart=not leaving.restarts)
+                    ray.kill(leaving.actor, no_restart=leaving.writer is not None)
             except RayError:
                 continue  # it is gone with its node

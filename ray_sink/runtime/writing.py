@@ -37,11 +37,12 @@ _LIVES = 3
 class WriterShell:
     """Stages batches, has them decided, publishes the winners. Everything that it can do late is harmless."""
 
-    def __init__(self, spec: RunSpec, coordinator: Any) -> None:
+    def __init__(self, name: str, spec: RunSpec, coordinator: Any) -> None:
         # not with this module: whoever is handed a writer's handle loads that, the coordinator too, and needs no torch
         from ray_sink.runtime import payload
 
         self._payload = payload
+        self._name = name
         self._spec = spec
         self._coordinator = coordinator
         self._staging = Staging(PosixFilesystem(), Path(spec.info.staging), spec.info.run_id)
@@ -86,6 +87,10 @@ class WriterShell:
         if self._beside is not None:
             self._beside.folder.clear()
 
+    def live(self) -> None:
+        """Never return: whoever waits for it learns when this actor is dead. In a group of its own."""
+        threading.Event().wait()
+
     def leave(self) -> None:
         """The node drains: tell producers so with every reply. In front of what waits to be written."""
         self._leaving = True
@@ -128,7 +133,8 @@ class WriterShell:
                 found = writer.write_batch(outputs)
             done = [outcome for outcome in found if isinstance(outcome, Receipt)]
             measures = self._meter.wrote(len(done), self._payload.packed_bytes(payload) if life == 0 else 0)
-            credit_wanted = result(self._coordinator.batch_done.remote(batch, measures, submission.measures))
+            done_ref = self._coordinator.batch_done.remote(self._name, batch, measures, submission.measures)
+            credit_wanted = result(done_ref)
             for index, outcome in zip(left, found, strict=True):
                 outcomes[index] = outcome
             # a new life of the ledger has swept what was not decided: stage it again from memory
@@ -145,7 +151,7 @@ class WriterShell:
             with self._beside.room.take(bound_bytes):
                 yield
             return
-        while not result(self._coordinator.reserve.remote(batch, bound_bytes)):
+        while not result(self._coordinator.reserve.remote(self._name, batch, bound_bytes)):
             continue  # the coordinator waited for room as long as one call may
         yield
 

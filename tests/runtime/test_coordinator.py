@@ -113,13 +113,13 @@ def test_what_is_uploaded_takes_its_room_in_staging_until_it_is_freed(
     async def run() -> None:
         temp = staging.stage(await coordinator.ready(), "attempt.0", "key.pt", [b"x" * 2**20])
         await coordinator.decide([Proposal("key", "attempt", (temp,))])
-        assert not await coordinator.reserve("next", 1)
+        assert not await coordinator.reserve("writer", "next", 1)
         done = UploadOutcome("key", "attempt", verification=Verification.VERIFIED)
         (file,) = await coordinator.uploaded(0, [done], UploaderMeasures())
         assert file == temp.file
-        assert not await coordinator.reserve("next", 1), "it is still there"
+        assert not await coordinator.reserve("writer", "next", 1), "it is still there"
         await coordinator.freed(0)
-        assert await coordinator.reserve("next", 1)
+        assert await coordinator.reserve("writer", "next", 1)
 
     asyncio.run(run())
 
