@@ -121,6 +121,18 @@ def test_a_dead_writer_is_named_and_replaced() -> None:
     assert not roster.wish()
 
 
+def test_a_node_that_is_gone_gets_no_writer_but_where_somebody_there_asks_again() -> None:
+    roster = Roster(per_node=1)
+    roster.want("n1")
+    roster.want("n2")
+    roster.update([], {}, gone=frozenset({"n2"}))
+    assert roster.wish().missing == {"n1": 1}
+    roster.update([], {})
+    assert roster.wish().missing == {"n1": 1}
+    roster.want("n2")
+    assert roster.wish().missing == {"n1": 1, "n2": 1}
+
+
 def test_a_node_that_can_have_no_writer_says_why() -> None:
     roster = Roster(per_node=1)
     roster.want("n1")

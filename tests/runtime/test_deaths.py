@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import torch
 from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayError, RaySystemError
 
 from ray_sink import State, WriterOptions
+from ray_sink.config import MiB
 from ray_sink.errors import OutputsFailed, SinkError, StagingError
+from ray_sink.formats.npy import NpyFormat
 from ray_sink.records import MultipartUpload
 from ray_sink.runtime import starts
 from ray_sink.runtime.messages import WriterInfo
@@ -53,6 +56,40 @@ def test_an_actor_dies_in_the_middle(run: Run, shell: str) -> None:
         assert {ticket.result(120).key for ticket in tickets} == {f"k/{i:03d}" for i in range(N)}
         assert killed not in pids_of(shell)
     check_all(run)
+
+
+def test_a_writer_that_dies_while_nobody_writes_is_replaced(folder_run: Run) -> None:
+    with folder_run.sink() as sink, sink.handle() as handle:
+        handle.write("k/000", field(0, 20_000)).result(60)
+        killed = kill("WriterShell")
+        until(lambda: bool(set(pids_of("WriterShell")) - {killed}), deadline_s=60)
+        for i in range(1, N):
+            handle.write(f"k/{i:03d}", field(i, 20_000))
+    check_all(folder_run)
+
+
+def held_format(folder: Path) -> Any:
+    """Says that it is asked to encode, and waits while there is a file ``hold``. Travels by value."""
+
+    class Held(NpyFormat):
+        def encode(self, value: Any, file: Any) -> Any:
+            (folder / "asked").touch()
+            while (folder / "hold").exists():
+                time.sleep(0.05)
+            return super().encode(value, file)
+
+    return Held()
+
+
+def test_what_a_writer_that_died_had_reserved_in_staging_is_free(folder_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "hold").touch()
+    limits = replace(LIMITS, staging_bytes=MiB)
+    with folder_run.sink(save_format=held_format(tmp_path), limits=limits) as sink, sink.handle() as handle:
+        ticket = handle.write("k/000", field(0, 150_000))
+        until(lambda: (tmp_path / "asked").exists(), deadline_s=60)
+        kill("WriterShell")
+        (tmp_path / "hold").unlink()
+        assert ticket.result(60).key == "k/000"
 
 
 def blocker_of(num_cpus: int) -> Any:
