@@ -162,11 +162,11 @@ class Coordinator:
         self._book()
         if dead is not None:
             self._roster.fail(dead)
-        self._roster.want(node)
-        self._changes.tell(_ROSTER)
-        while not self._roster.serving(node):
-            await self._changes.until(_ROSTER, lambda: bool(self._roster.serving(node)), _POLL_S)
-        return self._roster.serving(node)
+        while True:
+            self._roster.want(node)
+            self._changes.tell(_ROSTER)
+            if await self._changes.until(_ROSTER, lambda: bool(self._roster.serving(node)), _POLL_S):
+                return self._roster.serving(node)
 
     # -- producers ---------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from ray_sink.errors import SinkError, StagingError
 from ray_sink.runtime import placement
@@ -205,15 +205,24 @@ class Steward:
             else:
                 writer = self._starts.end(ref)
                 self._writers[writer.name] = replace(writer, place=place)
-                self._lives[writer.actor.live.options(concurrency_group=_LIFE).remote()] = writer.name
+                self._watch(writer)
+
+    def _watch(self, writer: WriterInfo) -> None:
+        self._lives[writer.actor.live.options(concurrency_group=_LIFE).remote()] = writer.name
 
     def _settle_dead(self, done: list[Any]) -> None:
         """A writer that died is replaced and has nothing reserved any more, whether or not a producer finds it dead."""
         for ref in [ref for ref in self._lives if ref in done]:
-            name = self._lives.pop(ref)
-            if name in self._writers:
-                _log.warning("writer.died", extra={"writer": name, "node": self._writers[name].node})
-                self._bury(name)
+            writer = self._writers.get(self._lives.pop(ref))
+            if writer is None:
+                continue  # it was told to leave, or was found dead before
+            try:
+                ray.get(ref)
+            except ActorUnavailableError:
+                self._watch(writer)  # it cannot be reached from here, which is all that is known
+            except RayError as error:
+                _log.warning("writer.died", extra={"writer": writer.name, "node": writer.node, "error": str(error)})
+                self._bury(writer.name)
 
     def _settle_late(self) -> bool:
         """Whether others have begun to serve producers whose writer does not start, or nobody will."""
