@@ -160,11 +160,11 @@ class Coordinator:
     async def writers(self, node: str, dead: str | None = None) -> list[WriterInfo]:
         """The writers for producers on `node`, as soon as there are any; `dead` is one that the caller found dead."""
         self._book()
-        if dead is not None:
-            self._roster.fail(dead)
-        while True:
-            self._roster.want(node)
+        if dead is not None and self._roster.fail(dead):
             self._changes.tell(_ROSTER)
+        while True:
+            if self._roster.want(node):
+                self._changes.tell(_ROSTER)
             if await self._changes.until(_ROSTER, lambda: bool(self._roster.serving(node)), _POLL_S):
                 return self._roster.serving(node)
 

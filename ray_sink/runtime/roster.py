@@ -46,15 +46,19 @@ class Roster:
         self._failed &= self._writers.keys()
         self._look()
 
-    def want(self, node: str) -> None:
-        """A producer appeared on `node`."""
+    def want(self, node: str) -> bool:
+        """A producer appeared on `node`; whether that is news."""
+        known = node in self._wanted
         self._wanted.add(node)
+        return not known
 
-    def fail(self, name: str) -> None:
-        """A producer found this writer dead."""
-        if name in self._writers:
-            self._failed.add(name)
-            self._look()
+    def fail(self, name: str) -> bool:
+        """A producer found this writer dead; whether that is news."""
+        if name not in self._writers or name in self._failed:
+            return False
+        self._failed.add(name)
+        self._look()
+        return True
 
     def _look(self) -> None:
         """Many ask who serves them, whenever something has changed."""
