@@ -181,12 +181,6 @@ class Nodes:
 
         eventually(there)
 
-    def head_again(self) -> None:
-        """The head dies and comes back at its address."""
-        head, before = self.head, self.id_of(self.head)
-        self.stop(head)
-        self.up(self.start(HEAD, instead_of=head), but=before)
-
     def stop(self, node: Node) -> None:
         """Nothing of it is left, as when the power goes."""
         self._all.remove(node)

@@ -250,8 +250,15 @@ def test_the_head_is_lost_and_the_run_goes_on_where_its_knowledge_outlives_it(
     run = run_of(Plan(outputs=600, elements=5_000))
     run.pace(2)
     with run.start(on=nodes.of(WRITER)[0]) as job:
+        node = nodes.of(PRODUCER)[0]
+        run.computes_on(node)
         run.decides(20)
-        nodes.head_again()
+        head, before = nodes.head, nodes.id_of(nodes.head)
+        nodes.stop(head)
+        (lost,) = node.pod.pids(WRITERS)
+        os.kill(lost, signal.SIGKILL)  # who would start another one cannot, for now
+        nodes.up(nodes.start(HEAD, instead_of=head), but=before)
+        run.until(lambda: bool(set(node.pod.pids(WRITERS)) - {lost}))
         run.decides(20)
         run.pace(0)
         run.finished(job)
