@@ -88,6 +88,9 @@ class Wrapped:
     def sweep(self) -> None:
         self.store.sweep()
 
+    def sweep_probes(self) -> None:
+        self.store.sweep_probes()
+
     def close(self) -> None:
         self.store.close()
 

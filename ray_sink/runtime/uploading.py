@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from ray_sink.staging import Staging
 from ray_sink.stores import open_store
 from ray_sink.stores.base import Capabilities, ObjectInfo, Store
 from ray_sink.uploader import Uploader
+
+_log = logging.getLogger("ray_sink")
 
 _LINGER_S = 0.02
 """How long the first outcome of a report waits for others, while others are under way."""
@@ -88,7 +91,11 @@ class UploaderShell:
         self._store.sweep()
 
     def seal(self, epoch: int, receipts: Sequence[Receipt], status: RunStatus) -> Seal:
-        """See `ray_sink.manifest.seal`."""
+        """See `ray_sink.manifest.seal`; what uploaders left that died on their first look at the store goes before."""
+        try:
+            self._store.sweep_probes()
+        except StoreError as error:  # some bytes; a run is not kept from its end by them
+            _log.warning("probe.left", extra={"run_id": self._info.run_id, "error": str(error)})
         return seal(self._store, self._info, epoch, receipts, status)
 
     def serve(self, coordinator: Any, index: int) -> None:

@@ -137,5 +137,8 @@ class Store(SmallObjects, Protocol):
         for those of probes: whoever journaled them aborts them.
         """
 
+    def sweep_probes(self) -> None:
+        """Remove the probes that dead processes left; puts may be running."""
+
     def close(self) -> None:
         """Let go of connections."""

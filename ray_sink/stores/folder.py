@@ -235,11 +235,17 @@ class FolderStore:
                 self._filesystem.remove(temps / name)
             for folder in self._filesystem.list(self.root / RESERVED):
                 if is_probe(folder):
-                    self._filesystem.remove(self.root / RESERVED / folder)
                     continue
                 for name in self._filesystem.list(self.root / RESERVED / folder):
                     if temp_for(name) is not None:
                         self._filesystem.remove(self.root / RESERVED / folder / name)
+        self.sweep_probes()
+
+    def sweep_probes(self) -> None:
+        """See `Store.sweep_probes`."""
+        with self._errors("sweep", None):
+            for name in filter(is_probe, self._filesystem.list(self.root / RESERVED)):
+                self._filesystem.remove(self.root / RESERVED / name)
 
     def close(self) -> None:
         """See `Store.close`: nothing is held open."""

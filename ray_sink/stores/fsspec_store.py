@@ -198,12 +198,17 @@ class FsspecStore:
 
     def sweep(self) -> None:
         """See `Store.sweep`."""
+        self.sweep_probes()
+        with self._errors("sweep", None), suppress(FileNotFoundError):
+            for name in self._filesystem.find(self._full(f"{RESERVED}/tmp")):
+                self._filesystem.rm_file(name)
+
+    def sweep_probes(self) -> None:
+        """See `Store.sweep_probes`."""
         with self._errors("sweep", None), suppress(FileNotFoundError):
             for name in self._filesystem.ls(self._full(RESERVED), detail=False):
                 if is_probe(name.rpartition("/")[2]):
                     self._filesystem.rm_file(name)
-            for name in self._filesystem.find(self._full(f"{RESERVED}/tmp")):
-                self._filesystem.rm_file(name)
 
     def close(self) -> None:
         """See `Store.close`; fsspec closes its connections when the filesystem goes."""

@@ -192,6 +192,10 @@ class ObjectStore:
 
     def sweep(self) -> None:
         """See `Store.sweep`: objects appear whole, so there are no temps, only what probes left."""
+        self.sweep_probes()
+
+    def sweep_probes(self) -> None:
+        """See `Store.sweep_probes`."""
         for info in self.list(f"{RESERVED}/{PROBE}"):
             self.delete(info.path)
         if self._multipart is not None and self._found().capabilities.multipart:

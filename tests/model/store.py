@@ -187,5 +187,8 @@ class SimulatedStore:
     def sweep(self) -> None:
         return
 
+    def sweep_probes(self) -> None:
+        return
+
     def close(self) -> None:
         return

@@ -20,9 +20,11 @@ from ray_sink import State, WriterOptions
 from ray_sink.config import MiB
 from ray_sink.errors import OutputsFailed, SinkError, StagingError
 from ray_sink.formats.npy import NpyFormat
+from ray_sink.probes import probe_name
 from ray_sink.records import MultipartUpload
 from ray_sink.runtime import starts
 from ray_sink.runtime.messages import WriterInfo
+from ray_sink.stores import open_store
 from tests.faults.s3_proxy import Proxy, answer
 from tests.fields import field
 from tests.runtime.conftest import LIMITS, Run, kill, pids_of
@@ -90,6 +92,16 @@ def test_what_a_writer_that_died_had_reserved_in_staging_is_free(folder_run: Run
         kill("WriterShell")
         (tmp_path / "hold").unlink()
         assert ticket.result(60).key == "k/000"
+
+
+@pytest.mark.parametrize("run", ["folder", "s3"], indirect=True)
+def test_what_an_uploader_left_that_died_on_its_first_look_at_the_store_is_gone_in_the_end(run: Run) -> None:
+    probe = f"_ray_sink/{probe_name()}"
+    store = open_store(run.dest or "", run.upload)
+    with run.sink() as sink, sink.handle() as handle:
+        handle.write("k/000", field(0)).result(60)
+        store.put_bytes(probe, b"left", replace=True)
+    assert probe not in {info.path for info in store.list()}
 
 
 def blocker_of(num_cpus: int) -> Any:

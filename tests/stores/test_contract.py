@@ -218,10 +218,14 @@ def test_no_reader_sees_part_of_a_replacement(place: Place, tmp_path: Path) -> N
     assert place.read("a.pt") == versions[-1]
 
 
-def test_a_sweep_removes_what_probes_left_that_were_killed_and_nothing_else(place: Place) -> None:
+@pytest.mark.parametrize("only_probes", [False, True])
+def test_a_sweep_removes_what_probes_left_that_were_killed_and_nothing_else(place: Place, only_probes: bool) -> None:
     place.store.probe()
     kept = ["probe-0123456789abcdef", "_ray_sink/run-1/probe-0123456789abcdef", "_ray_sink/probes"]
     for name in [*kept, "_ray_sink/probe-0123456789abcdef", "_ray_sink/probe-fedcba9876543210"]:
         place.store.put_bytes(name, b"contents", replace=True)
-    place.store.sweep()
+    if only_probes:
+        place.store.sweep_probes()
+    else:
+        place.store.sweep()
     assert sorted(place.names()) == sorted(kept)
