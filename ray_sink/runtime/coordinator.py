@@ -190,7 +190,7 @@ class Coordinator:
         self._changes.tell(node, _ROOM, _UPLOADS)
 
     async def acquire(self, name: str, node: str, held_bytes: int, granted_bytes: int, need_bytes: int) -> int:
-        """Lease room in a node's object store to a producer; waits until there is some.
+        """Lease room in a node's object store to a producer; waits until there is some, in line with the others there.
 
         Args:
             name: the producer.
@@ -211,9 +211,8 @@ class Coordinator:
             granted = self._credits.lease(name, node, need_bytes)
             return granted > 0
 
-        if not try_it():
-            with self._credits.starves(name):
-                await self._changes.until(node, try_it, _POLL_S)
+        with self._credits.starves(name):
+            await self._changes.until(node, try_it, _POLL_S, place=self._credits.place(name))
         self._gathered.holds(in_flight_bytes=self._credits.held_bytes)
         return granted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ class Credits:
         self._held_bytes = 0
         self._granted: dict[str, int] = {}
         self._starving: set[str] = set()
+        self._numbers = itertools.count(1)
+        self._places: dict[str, int] = {}
 
     def said(self, name: str, node: str, held_bytes: int, granted_bytes: int) -> None:
         """Note what a producer holds; what was granted after it spoke comes on top.
@@ -95,8 +98,15 @@ class Credits:
         self._granted[name] = granted_bytes  # it asks one thing at a time
         self.said(name, node, held_bytes, granted_bytes)
 
+    def place(self, name: str) -> int:
+        """A producer's place in the line of those who ask, which it keeps until it is granted something."""
+        if name not in self._places:
+            self._places[name] = next(self._numbers)
+        return self._places[name]
+
     def left(self, name: str, node: str) -> None:
         """A producer has said goodbye."""
+        self._places.pop(name, None)
         self.said(name, node, 0, self._granted.get(name, 0))
 
     def lease(self, name: str, node: str, need_bytes: int) -> int:
@@ -104,6 +114,7 @@ class Credits:
         self._expire(node)
         granted = self._budget(node).lease(name, need_bytes, want_bytes=max(4 * need_bytes, _LEASE_BYTES))
         if granted:
+            self._places.pop(name, None)
             self._held_bytes += granted
             # it may be gone before it says that it has it
             self._heard.setdefault(node, {})[name] = self._clock()

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from ray_sink import Limits, SaveFormat, UploadOptions, WriterOptions
+from ray_sink.config import MiB
 from ray_sink.errors import StagingError
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.keys import hash_keys
 from ray_sink.ledger import LedgerOptions
-from ray_sink.measures import UploaderMeasures
+from ray_sink.measures import ProducerMeasures, UploaderMeasures
 from ray_sink.records import Proposal, RunInfo, UploadOutcome, Verification
 from ray_sink.runtime.coordinator import Coordinator
 from ray_sink.runtime.lease import Lease
@@ -120,6 +121,32 @@ def test_what_is_uploaded_takes_its_room_in_staging_until_it_is_freed(
         assert not await coordinator.reserve("writer", "next", 1), "it is still there"
         await coordinator.freed(0)
         assert await coordinator.reserve("writer", "next", 1)
+
+    asyncio.run(run())
+
+
+def test_a_batch_above_a_nodes_whole_budget_is_not_passed_by_for_ever(tmp_path: Path) -> None:
+    coordinator = made(tmp_path, limits=Limits(object_store_bytes=4 * MiB))
+
+    async def run() -> None:
+        granted = {"first": await coordinator.acquire("first", "node", 0, 0, MiB)}
+        order = []
+
+        async def ask(name: str, need_bytes: int) -> None:
+            granted[name] = await coordinator.acquire(name, "node", 0, 0, need_bytes)
+            order.append(name)
+
+        asking = [asyncio.create_task(ask("large", 100 * MiB))]
+        await asyncio.sleep(0)
+        asking += [asyncio.create_task(ask(f"small-{n}", 1)) for n in range(3)]
+        await asyncio.sleep(0.1)
+        assert order == [], "there is room for the small ones, but they were not there first"
+        assert await coordinator.acquire("small-9", "elsewhere", 0, 0, 1), "another node's room is another's"
+        for name in ("first", "large"):
+            await coordinator.hold("node", 0, granted[name], ProducerMeasures(name))
+            await asyncio.sleep(0.1)
+        await asyncio.wait_for(asyncio.gather(*asking), 10)
+        assert order == ["large", "small-0", "small-1", "small-2"]
 
     asyncio.run(run())
 
