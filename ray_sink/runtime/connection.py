@@ -347,13 +347,19 @@ class Connection:
                 with suppress(SinkError, RayError):  # what is sent finds out
                     self._route.look_home()
 
-    def report(self) -> None:
-        """Tell the coordinator what this producer has counted, and give back what it does not use."""
+    def report(self, *, wait_s: float = 0.0) -> None:
+        """Tell the coordinator what this producer has counted, and give back what it does not use.
+
+        Args:
+            wait_s: how long its answer is waited for, at most, seconds. A report that is lost is followed by the next,
+                but the last one by none, and a process that is killed right behind it may not have sent it.
+        """
         if not ray.is_initialized():
             return  # shut down under us: a call would start it anew
         held, granted = self._lease.trim()
-        # nobody waits for this: a report that is lost is followed by the next
-        self._coordinator.hold.remote(self._node, held, granted, self._meter.measures())
+        heard = self._coordinator.hold.remote(self._node, held, granted, self._meter.measures())
+        if wait_s:
+            ray.wait([heard], timeout=wait_s)
 
 
 def ask(ref: Any) -> Any:

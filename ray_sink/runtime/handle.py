@@ -28,6 +28,8 @@ from ray_sink.runtime.payload import Checked, as_tensor
 from ray_sink.runtime.ticket import Ticket
 from ray_sink.writer import check_output
 
+_LAST_S = 2.0
+
 
 class SinkHandle:
     """Writes outputs from any process of the cluster; picklable, and each copy is a producer of its own.
@@ -183,7 +185,7 @@ class SinkHandle:
     def let_go(self) -> None:
         """Give back room that is leased and not in use: this process may end without a goodbye."""
         if self._connection is not None:
-            self._connection.report()
+            self._connection.report(wait_s=_LAST_S)
 
     @property
     def outstanding(self) -> int:
