@@ -25,7 +25,7 @@ from ray_sink.config import Limits, SaveFormat, UploadOptions, WriterOptions
 from ray_sink.ledger import LedgerOptions
 from ray_sink.measures import ProducerMeasures, UploaderMeasures, WriterMeasures
 from ray_sink.records import UploadOutcome, Verification
-from ray_sink.runtime import coordinator as coordinators
+from ray_sink.runtime.coordinator import Coordinator
 from ray_sink.runtime.messages import RunSpec
 
 NODES: Final = (1, 16, 128)
@@ -56,7 +56,7 @@ class _Run:
             upload=UploadOptions(),
             limits=limits,
         )
-        self._coordinator = coordinators.Coordinator(spec, LedgerOptions(), {})
+        self._coordinator = Coordinator(spec, LedgerOptions(), {})
         self._nodes = nodes
         self._numbers = itertools.count()
         self._chance = random.Random(0)

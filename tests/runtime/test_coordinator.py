@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from ray_sink.errors import StagingError
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.keys import hash_keys
 from ray_sink.ledger import LedgerOptions
-from ray_sink.measures import ProducerMeasures, UploaderMeasures
+from ray_sink.measures import ProducerMeasures, UploaderMeasures, WriterMeasures
 from ray_sink.records import Proposal, RunInfo, UploadOutcome, Verification
 from ray_sink.runtime.coordinator import Coordinator
 from ray_sink.runtime.lease import Lease
-from ray_sink.runtime.messages import RunSpec
+from ray_sink.runtime.messages import RosterNews, RunSpec, WriterInfo
 from ray_sink.staging import Staging
 
 
@@ -147,6 +148,52 @@ def test_a_batch_above_a_nodes_whole_budget_is_not_passed_by_for_ever(tmp_path: 
             await asyncio.sleep(0.1)
         await asyncio.wait_for(asyncio.gather(*asking), 10)
         assert order == ["large", "small-0", "small-1", "small-2"]
+
+    asyncio.run(run())
+
+
+def test_who_waits_hears_of_it_when_it_happens_and_not_at_the_next_poll(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_sink.runtime.coordinator._POLL_S", 1000.0)
+    coordinator = made(tmp_path, "memory://bucket", limits=Limits(staging_bytes=2**20))
+    staging = Staging(PosixFilesystem(), tmp_path, "run")
+
+    async def begun(call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(call)
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        return task
+
+    async def run() -> None:
+        wish = await begun(coordinator.sync_roster(RosterNews((), {})))
+        writers = await begun(coordinator.writers("node"))
+        assert (await asyncio.wait_for(wish, 10)).missing == {"node": 1}
+        wish = await begun(coordinator.sync_roster(RosterNews((WriterInfo("w", "node", actor="it"),), {})))
+        assert [writer.name for writer in await asyncio.wait_for(writers, 10)] == ["w"]
+        other = await begun(coordinator.writers("node", "w"))
+        assert (await asyncio.wait_for(wish, 10)).failed == ("w",)
+
+        assert await coordinator.reserve("w", "first", 2**20)
+        second = await begun(coordinator.reserve("w", "second", 1))
+        await coordinator.batch_done("w", "first", WriterMeasures("w"), ProducerMeasures("p"))
+        assert await asyncio.wait_for(second, 10)
+        await coordinator.batch_done("w", "second", WriterMeasures("w"), ProducerMeasures("p"))
+
+        temp = staging.stage(await coordinator.ready(), "attempt.0", "key.pt", [b"x" * 2**20])
+        await coordinator.decide([Proposal("key", "attempt", (temp,))])
+        tasks = await begun(coordinator.take_uploads(0, frozenset(), 10, 2**30))
+        await coordinator.published([("key", "attempt")])
+        assert [task.key for task in await asyncio.wait_for(tasks, 10)] == ["key"]
+        drained = await begun(coordinator.drain(None))
+        third = await begun(coordinator.reserve("w", "third", 1))
+        done = UploadOutcome("key", "attempt", verification=Verification.VERIFIED)
+        await coordinator.uploaded(0, [done], UploaderMeasures())
+        assert (await asyncio.wait_for(drained, 10)).uploaded == 1
+        assert not third.done()
+        await coordinator.freed(0)
+        assert await asyncio.wait_for(third, 10)
+        other.cancel()
 
     asyncio.run(run())
 
