@@ -12,7 +12,7 @@ import pytest
 
 from ray_sink import Limits, SaveFormat, UploadOptions, WriterOptions
 from ray_sink.config import MiB
-from ray_sink.errors import StagingError
+from ray_sink.errors import RunFencedError, StagingError
 from ray_sink.filesystem import PosixFilesystem
 from ray_sink.keys import hash_keys
 from ray_sink.ledger import LedgerOptions
@@ -195,6 +195,36 @@ def test_who_waits_hears_of_it_when_it_happens_and_not_at_the_next_poll(
         assert await asyncio.wait_for(third, 10)
         other.cancel()
 
+    asyncio.run(run())
+
+
+def test_who_waits_hears_of_a_goodbye_a_fence_and_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_sink.runtime.coordinator._POLL_S", 1000.0)
+    limits = Limits(staging_bytes=2**20, object_store_bytes=2**20)
+
+    async def run() -> None:
+        coordinator = made(tmp_path / "fenced", "memory://bucket", limits=limits)
+        assert await coordinator.acquire("first", "node", 0, 0, 2**20)
+        credit = asyncio.create_task(coordinator.acquire("second", "node", 0, 0, 1))
+        assert await coordinator.reserve("w", "first", 2**20)
+        room = asyncio.create_task(coordinator.reserve("w", "second", 1))
+        await asyncio.sleep(0.05)
+        assert not credit.done()
+        await coordinator.producer_closed("node", ProducerMeasures("first"), {})
+        assert await asyncio.wait_for(credit, 10)
+        assert not room.done()
+        await coordinator.fence("somebody")
+        with pytest.raises(RunFencedError):
+            await asyncio.wait_for(room, 10)
+
+        coordinator = made(tmp_path / "ended", "memory://bucket", limits=limits)
+        tasks = asyncio.create_task(coordinator.take_uploads(0, frozenset(), 10, 2**30))
+        await asyncio.sleep(0.05)
+        await coordinator.stop(False)
+        assert await asyncio.wait_for(tasks, 10) is None
+
+    for name in ("fenced", "ended"):
+        (tmp_path / name).mkdir()
     asyncio.run(run())
 
 
